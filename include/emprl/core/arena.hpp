@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// A bump allocator for the activations of a pass. Allocation is an addition; release is a rewind to a mark. Memory is kept
+// between passes, so that after the first step of a training run no pass allocates.
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "emprl/core/config.hpp"
+#include "emprl/core/tensor.hpp"
+
+namespace emprl {
+
+/// Host memory in blocks that never move, so that views stay valid while the arena grows.
+class Arena {
+ public:
+  /// A position to rewind to.
+  struct Mark {
+    std::size_t block = 0;
+    std::size_t used = 0;
+  };
+
+  explicit Arena(std::size_t block_bytes = std::size_t{1} << 24) : block_bytes_(block_bytes) {}
+
+  /// An uninitialised dense tensor that lives until the arena is rewound past it.
+  /// @throws ShapeError if the extents are negative or too large
+  template <class T, int Rank>
+  TensorView<T, Rank, Cpu> allocate(std::array<index_t, Rank> extents) {
+    index_t const n = checked_size(extents, sizeof(T));
+    auto* const p = static_cast<T*>(allocate_bytes(static_cast<std::size_t>(n) * sizeof(T)));
+    return {p, extents};
+  }
+
+  Mark mark() const { return {current_, current_ < blocks_.size() ? blocks_[current_].used : 0}; }
+
+  /// Gives back everything allocated since `mark`.
+  void rewind(Mark mark) {
+    for (std::size_t i = mark.block + 1; i < blocks_.size(); ++i) blocks_[i].used = 0;
+    if (mark.block < blocks_.size()) blocks_[mark.block].used = mark.used;
+    current_ = mark.block;
+  }
+
+  /// Fill every new allocation with NaN bytes. Tests set it to prove that nothing is read before it is written.
+  void poison(bool on) { poison_ = on; }
+
+  /// Bytes held, used or not.
+  std::size_t capacity() const {
+    std::size_t total = 0;
+    for (Block const& block : blocks_) total += block.size;
+    return total;
+  }
+
+ private:
+  struct Block {
+    std::unique_ptr<std::byte, detail::AlignedDelete> memory;
+    std::size_t size = 0;
+    std::size_t used = 0;
+  };
+
+  void* allocate_bytes(std::size_t bytes) {
+    constexpr std::size_t a = detail::buffer_alignment;
+    bytes = (std::max<std::size_t>(bytes, 1) + a - 1) / a * a;
+    while (current_ < blocks_.size() && blocks_[current_].size - blocks_[current_].used < bytes) {
+      ++current_;
+      if (current_ < blocks_.size()) blocks_[current_].used = 0;
+    }
+    if (current_ == blocks_.size()) {
+      Block block;
+      block.size = std::max(bytes, block_bytes_);
+      block.memory.reset(static_cast<std::byte*>(::operator new(block.size, std::align_val_t{a})));
+      blocks_.push_back(std::move(block));
+    }
+    Block& block = blocks_[current_];
+    std::byte* const p = block.memory.get() + block.used;
+    block.used += bytes;
+    // All bits set is a quiet NaN in every IEEE format.
+    if (poison_) std::memset(p, 0xff, bytes);
+    return p;
+  }
+
+  std::vector<Block> blocks_;
+  std::size_t current_ = 0;
+  std::size_t block_bytes_;
+  bool poison_ = false;
+};
+
+/// Rewinds an arena at the end of a scope.
+class ArenaScope {
+ public:
+  explicit ArenaScope(Arena& arena) : arena_(arena), mark_(arena.mark()) {}
+  ~ArenaScope() { arena_.rewind(mark_); }
+  ArenaScope(ArenaScope const&) = delete;
+  ArenaScope& operator=(ArenaScope const&) = delete;
+
+ private:
+  Arena& arena_;
+  Arena::Mark mark_;
+};
+
+}  // namespace emprl
