@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Multi-head attention with its four projections: over a sequence itself, and over another one.
+
+#include "emprl/nn/parameters.hpp"
+#include "emprl/ops/attention.hpp"
+#include "emprl/ops/elementwise.hpp"
+#include "emprl/ops/linear.hpp"
+
+namespace emprl::nn {
+
+/// Key and value vectors in front of a layer's own (Li & Liang 2021); the same for every batch row. P positions.
+template <class T, class D>
+struct PrefixKeys {
+  TensorView<T, 2, D> key;    // (P, H*Dh), empty for none
+  TensorView<T, 2, D> value;  // (P, H*Dh)
+};
+
+/// What self-attention needs beside its input: the rows' extents, and what is added to their keys.
+template <class T, class D>
+struct SelfAttentionInputs {
+  TensorView<index_t const, 1, D> offsets;  // (B+1)
+  TensorView<T const, 2, D> bias;           // (H, R), empty for none
+  index_t bias_first = 0;
+  PrefixKeys<T, D> prefix;
+};
+
+/// What cross-attention needs beside its query input.
+template <class T, class D>
+struct CrossAttentionInputs {
+  TensorView<T const, 2, D> memory;         // (Nk, C): the sequence attended to
+  TensorView<index_t const, 1, D> offsets;  // (B+1) of the queries
+  TensorView<index_t const, 1, D> memory_offsets;
+  PrefixKeys<T, D> prefix;
+};
+
+/// The projections of an attention layer. T5's have no biases; the empathy identifier's have.
+template <Scalar T, Device D>
+struct AttentionParams {
+  TensorView<T, 2, D> q, k, v;                   // (H*Dh, C), neighbours in memory
+  TensorView<T, 2, D> o;                         // (C, H*Dh)
+  TensorView<T, 1, D> q_bias, k_bias, v_bias;    // (H*Dh), neighbours in memory; empty for none
+  TensorView<T, 1, D> o_bias;                    // (C)
+};
+
+namespace detail {
+
+/// The attention op's inputs, from the views of a layer.
+template <class T, class D>
+AttentionInputs<T, D> attention_inputs(In<T, 2, D> q, In<T, 2, D> k, In<T, 2, D> v, index_t heads, T scale,
+                                       PrefixKeys<T, D> const& prefix, DropoutKey dropout) {
+  AttentionInputs<T, D> in;
+  in.q = q;
+  in.k = k;
+  in.v = v;
+  in.heads = heads;
+  in.scale = scale;
+  in.prefix_k = prefix.key;
+  in.prefix_v = prefix.value;
+  in.dropout = dropout;
+  return in;
+}
+
+}  // namespace detail
+
+/// y = W_o attention(W_q x, W_k x, W_v x).      N rows, C model, H heads of width Dh.
+template <Scalar T, Device D>
+class SelfAttention {
+ public:
+  using Params = AttentionParams<T, D>;
+  struct Context {
+    TensorView<T const, 2, D> x;  // (N, C), borrowed
+    SelfAttentionInputs<T, D> inputs;
+    TensorView<T, 2, D> qkv;      // (N, 3*H*Dh)
+    TensorView<T, 2, D> mixed;    // (N, H*Dh), before W_o
+    TensorView<T, 2, D> lse;      // (H, N)
+    DropoutKey dropout;
+  };
+
+  SelfAttention(index_t heads, Mask mask) : heads_(heads), mask_(mask) {}
+
+  void inference(D& dev, Params const& p, SelfAttentionInputs<T, D> const& inputs, In<T, 2, D> x,
+                 TensorView<T, 2, D> y) const {
+    ArenaScope scope(dev.scratch);
+    auto qkv = dev.scratch.template allocate<T, 2>({x.extent(0), 3 * p.q.extent(0)});
+    auto mixed = dev.scratch.template allocate<T, 2>({x.extent(0), p.q.extent(0)});
+    linear_forward(dev, qkv, x, stacked(p.q, p.k, p.v));
+    attention_forward(dev, mixed, {}, op_inputs(inputs, qkv, {}));
+    linear_forward(dev, y, mixed, p.o);
+  }
+
+  void forward(D& dev, Params const& p, SelfAttentionInputs<T, D> const& inputs, In<T, 2, D> x,
+               TensorView<T, 2, D> y, Context& context, DropoutSites& sites) const {
+    index_t const width = p.q.extent(0);
+    context.x = x;
+    context.inputs = inputs;
+    context.dropout = sites.next();
+    context.qkv = dev.saved.template allocate<T, 2>({x.extent(0), 3 * width});
+    context.mixed = dev.saved.template allocate<T, 2>({x.extent(0), width});
+    context.lse = dev.saved.template allocate<T, 2>({heads_, x.extent(0)});
+    linear_forward(dev, context.qkv, x, stacked(p.q, p.k, p.v));
+    attention_forward(dev, context.mixed, context.lse, op_inputs(inputs, context.qkv, context.dropout));
+    linear_forward(dev, y, context.mixed, p.o);
+  }
+
+  /// grads, dbias, dprefix += (empty views: not needed); dx = .
+  void backward(D& dev, Params const& p, Params const& grads, In<T, 2, D> dy, TensorView<T, 2, D> dx,
+                Context const& context, TensorView<T, 2, D> dbias, PrefixKeys<T, D> const& dprefix) const {
+    ArenaScope scope(dev.scratch);
+    index_t const width = p.q.extent(0);
+    auto dmixed = dev.scratch.template allocate<T, 2>({dy.extent(0), width});
+    auto dqkv = dev.scratch.template allocate<T, 2>({dy.extent(0), 3 * width});
+    linear_backward(dev, dmixed, grads.o, {}, dy, context.mixed, p.o);
+    AttentionGradients<T, D> out;
+    out.dq = dqkv.columns(0, width);
+    out.dk = dqkv.columns(width, 2 * width);
+    out.dv = dqkv.columns(2 * width, 3 * width);
+    out.dbias = dbias;
+    out.dprefix_k = dprefix.key;
+    out.dprefix_v = dprefix.value;
+    attention_backward(dev, out, op_inputs(context.inputs, context.qkv, context.dropout), context.mixed,
+                       context.lse, dmixed);
+    linear_backward(dev, dx, stacked(grads.q, grads.k, grads.v), {}, dqkv, context.x,
+                    stacked(p.q, p.k, p.v));
+  }
+
+ private:
+  AttentionInputs<T, D> op_inputs(SelfAttentionInputs<T, D> const& inputs, In<T, 2, D> qkv,
+                                  DropoutKey dropout) const {
+    index_t const width = qkv.extent(1) / 3;
+    auto in = detail::attention_inputs<T, D>(qkv.columns(0, width), qkv.columns(width, 2 * width),
+                                             qkv.columns(2 * width, 3 * width), heads_, T(1),
+                                             inputs.prefix, dropout);
+    in.q_offsets = inputs.offsets;
+    in.k_offsets = inputs.offsets;
+    in.mask = mask_;
+    in.bias = inputs.bias;
+    in.bias_first = inputs.bias_first;
+    return in;
+  }
+
+  index_t heads_;
+  Mask mask_;
+};
+
+/// y = W_o attention(W_q x, W_k memory, W_v memory) (+ biases).      Nq, Nk rows, C model, H heads of width Dh.
+template <Scalar T, Device D>
+class CrossAttention {
+ public:
+  using Params = AttentionParams<T, D>;
+  struct Context {
+    TensorView<T const, 2, D> x;  // (Nq, C), borrowed
+    CrossAttentionInputs<T, D> inputs;
+    TensorView<T, 2, D> q;        // (Nq, H*Dh)
+    TensorView<T, 2, D> kv;       // (Nk, 2*H*Dh)
+    TensorView<T, 2, D> mixed;    // (Nq, H*Dh), before W_o
+    TensorView<T, 2, D> lse;      // (H, Nq)
+    DropoutKey dropout;
+  };
+
+  CrossAttention(index_t heads, T scale) : heads_(heads), scale_(scale) {}
+
+  /// Keys and values of the memory, side by side in kv (Nk, 2*H*Dh). Decoding computes them once and caches them.
+  void project_memory(D& dev, Params const& p, In<T, 2, D> memory, TensorView<T, 2, D> kv) const {
+    linear_forward(dev, kv, memory, stacked(p.k, p.v), stacked(p.k_bias, p.v_bias));
+  }
+
+  void inference(D& dev, Params const& p, CrossAttentionInputs<T, D> const& inputs, In<T, 2, D> x,
+                 TensorView<T, 2, D> y) const {
+    ArenaScope scope(dev.scratch);
+    index_t const width = p.q.extent(0);
+    auto q = dev.scratch.template allocate<T, 2>({x.extent(0), width});
+    auto kv = dev.scratch.template allocate<T, 2>({inputs.memory.extent(0), 2 * width});
+    auto mixed = dev.scratch.template allocate<T, 2>({x.extent(0), width});
+    linear_forward(dev, q, x, p.q, p.q_bias);
+    project_memory(dev, p, inputs.memory, kv);
+    attention_forward(dev, mixed, {}, op_inputs(inputs, q, kv, {}));
+    linear_forward(dev, y, mixed, p.o, p.o_bias);
+  }
+
+  void forward(D& dev, Params const& p, CrossAttentionInputs<T, D> const& inputs, In<T, 2, D> x,
+               TensorView<T, 2, D> y, Context& context, DropoutSites& sites) const {
+    index_t const width = p.q.extent(0);
+    context.x = x;
+    context.inputs = inputs;
+    context.dropout = sites.next();
+    context.q = dev.saved.template allocate<T, 2>({x.extent(0), width});
+    context.kv = dev.saved.template allocate<T, 2>({inputs.memory.extent(0), 2 * width});
+    context.mixed = dev.saved.template allocate<T, 2>({x.extent(0), width});
+    context.lse = dev.saved.template allocate<T, 2>({heads_, x.extent(0)});
+    linear_forward(dev, context.q, x, p.q, p.q_bias);
+    project_memory(dev, p, inputs.memory, context.kv);
+    attention_forward(dev, context.mixed, context.lse,
+                      op_inputs(inputs, context.q, context.kv, context.dropout));
+    linear_forward(dev, y, context.mixed, p.o, p.o_bias);
+  }
+
+  /// grads, dprefix += ; dx = ; dmemory += (empty views: not needed).
+  void backward(D& dev, Params const& p, Params const& grads, In<T, 2, D> dy, TensorView<T, 2, D> dx,
+                TensorView<T, 2, D> dmemory, Context const& context,
+                PrefixKeys<T, D> const& dprefix) const {
+    ArenaScope scope(dev.scratch);
+    index_t const width = p.q.extent(0);
+    auto dmixed = dev.scratch.template allocate<T, 2>({dy.extent(0), width});
+    auto dq = dev.scratch.template allocate<T, 2>({dy.extent(0), width});
+    auto dkv = dev.scratch.template allocate<T, 2>({context.kv.extent(0), 2 * width});
+    linear_backward(dev, dmixed, grads.o, grads.o_bias, dy, context.mixed, p.o);
+    AttentionGradients<T, D> out;
+    out.dq = dq;
+    out.dk = dkv.columns(0, width);
+    out.dv = dkv.columns(width, 2 * width);
+    out.dprefix_k = dprefix.key;
+    out.dprefix_v = dprefix.value;
+    attention_backward(dev, out, op_inputs(context.inputs, context.q, context.kv, context.dropout),
+                       context.mixed, context.lse, dmixed);
+    linear_backward(dev, dx, grads.q, grads.q_bias, dq, context.x, p.q);
+    linear_backward(dev, dmemory, stacked(grads.k, grads.v), stacked(grads.k_bias, grads.v_bias), dkv,
+                    context.inputs.memory, stacked(p.k, p.v), Write::accumulate);
+  }
+
+ private:
+  AttentionInputs<T, D> op_inputs(CrossAttentionInputs<T, D> const& inputs, In<T, 2, D> q,
+                                  In<T, 2, D> kv, DropoutKey dropout) const {
+    index_t const width = q.extent(1);
+    auto in = detail::attention_inputs<T, D>(q, kv.columns(0, width), kv.columns(width, 2 * width),
+                                             heads_, scale_, inputs.prefix, dropout);
+    in.q_offsets = inputs.offsets;
+    in.k_offsets = inputs.memory_offsets;
+    return in;
+  }
+
+  index_t heads_;
+  T scale_;
+};
+
+}  // namespace emprl::nn

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// T5's feed-forward sub-layers: ReLU (v1.0) and gated GELU (v1.1, Flan).
+
+#include "emprl/nn/parameters.hpp"
+#include "emprl/ops/dropout.hpp"
+#include "emprl/ops/elementwise.hpp"
+#include "emprl/ops/linear.hpp"
+
+namespace emprl::nn {
+
+enum class Activation { relu, gated_gelu };
+
+/// y = W_o dropout(relu(W_i x))   or   y = W_o dropout(gelu_new(W_i0 x) * W_i1 x).      N rows, C model, F feed-forward.
+template <Scalar T, Device D>
+class FeedForward {
+ public:
+  struct Params {
+    TensorView<T, 2, D> wi;  // (F, C); of the gated form the part that passes through GELU
+    TensorView<T, 2, D> wg;  // (F, C), the linear part of the gated form; empty for ReLU
+    TensorView<T, 2, D> wo;  // (C, F)
+  };
+  struct Context {
+    TensorView<T const, 2, D> x;       // (N, C), borrowed
+    TensorView<T, 2, D> projected;     // (N, 2F) before the activation, gated form only
+    TensorView<T, 2, D> hidden;        // (N, F) after activation and dropout
+    DropoutKey dropout;
+  };
+
+  explicit FeedForward(Activation activation) : activation_(activation) {}
+
+  void inference(D& dev, Params const& p, In<T, 2, D> x, TensorView<T, 2, D> y) const {
+    ArenaScope scope(dev.scratch);
+    index_t const f = p.wi.extent(0);
+    auto hidden = dev.scratch.template allocate<T, 2>({x.extent(0), f});
+    if (activation_ == Activation::relu) {
+      linear_forward(dev, hidden, x, p.wi);
+      relu_forward(dev, hidden, hidden);
+    } else {
+      auto projected = dev.scratch.template allocate<T, 2>({x.extent(0), 2 * f});
+      linear_forward(dev, projected, x, stacked(p.wi, p.wg));
+      gated_gelu_forward(dev, hidden, projected);
+    }
+    linear_forward(dev, y, hidden, p.wo);
+  }
+
+  void forward(D& dev, Params const& p, In<T, 2, D> x, TensorView<T, 2, D> y, Context& context,
+               DropoutSites& sites) const {
+    index_t const n = x.extent(0);
+    index_t const f = p.wi.extent(0);
+    context.x = x;
+    context.dropout = sites.next();
+    context.hidden = dev.saved.template allocate<T, 2>({n, f});
+    if (activation_ == Activation::relu) {
+      linear_forward(dev, context.hidden, x, p.wi);
+      relu_forward(dev, context.hidden, context.hidden);
+    } else {
+      context.projected = dev.saved.template allocate<T, 2>({n, 2 * f});
+      linear_forward(dev, context.projected, x, stacked(p.wi, p.wg));
+      gated_gelu_forward(dev, context.hidden, context.projected);
+    }
+    // ReLU's gradient asks only which outputs are positive; a dropped one is zero and passes nothing back either way, so
+    // that the values before dropout need not be kept.
+    dropout_apply(dev, context.hidden, context.dropout);
+    linear_forward(dev, y, context.hidden, p.wo);
+  }
+
+  /// grads += ; dx = .
+  void backward(D& dev, Params const& p, Params const& grads, In<T, 2, D> dy, TensorView<T, 2, D> dx,
+                Context const& context) const {
+    ArenaScope scope(dev.scratch);
+    index_t const n = dy.extent(0);
+    index_t const f = p.wi.extent(0);
+    auto dhidden = dev.scratch.template allocate<T, 2>({n, f});
+    linear_backward(dev, dhidden, grads.wo, {}, dy, context.hidden, p.wo);
+    dropout_apply(dev, dhidden, context.dropout);
+    if (activation_ == Activation::relu) {
+      relu_backward(dev, dhidden, dhidden, context.hidden);
+      linear_backward(dev, dx, grads.wi, {}, dhidden, context.x, p.wi);
+    } else {
+      auto dprojected = dev.scratch.template allocate<T, 2>({n, 2 * f});
+      gated_gelu_backward(dev, dprojected, dhidden, context.projected);
+      linear_backward(dev, dx, stacked(grads.wi, grads.wg), {}, dprojected, context.x,
+                      stacked(p.wi, p.wg));
+    }
+  }
+
+ private:
+  Activation activation_;
+};
+
+}  // namespace emprl::nn

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The residual branch of T5's sub-layers: y = x + dropout(f(rms_norm(x))).
+
+#include "emprl/core/arena.hpp"
+#include "emprl/core/device.hpp"
+#include "emprl/ops/dropout.hpp"
+#include "emprl/ops/elementwise.hpp"
+#include "emprl/ops/rms_norm.hpp"
+
+namespace emprl::nn {
+
+/// The residual branch around a sub-layer that its caller supplies as a function of (normalised input, output).
+template <Scalar T, Device D>
+class PreNorm {
+ public:
+  struct Params {
+    TensorView<T, 1, D> weight;  // (C)
+  };
+  struct Context {
+    TensorView<T const, 2, D> x;   // (N, C), borrowed
+    TensorView<T, 2, D> normed;    // (N, C)
+    TensorView<T, 1, D> rstd;      // (N)
+    DropoutKey dropout;
+  };
+
+  explicit PreNorm(double eps) : eps_(eps) {}
+
+  /// x += f(rms_norm(x)), in place.
+  template <class F>
+  void inference(D& dev, Params const& p, TensorView<T, 2, D> x, F&& f) const {
+    ArenaScope scope(dev.scratch);
+    auto normed = dev.scratch.template allocate<T, 2>(x.extents());
+    auto branch = dev.scratch.template allocate<T, 2>(x.extents());
+    rms_norm_forward(dev, normed, {}, x, p.weight, eps_);
+    f(In<T, 2, D>(normed), branch);
+    add(dev, x, branch);
+  }
+
+  /// y = x + dropout(f(rms_norm(x))); y (N, C) may not alias x.
+  template <class F>
+  void forward(D& dev, Params const& p, In<T, 2, D> x, TensorView<T, 2, D> y, Context& context,
+               DropoutSites& sites, F&& f) const {
+    context.x = x;
+    context.normed = dev.saved.template allocate<T, 2>(x.extents());
+    context.rstd = dev.saved.template allocate<T, 1>({x.extent(0)});
+    rms_norm_forward(dev, context.normed, context.rstd, x, p.weight, eps_);
+    f(In<T, 2, D>(context.normed), y);
+    context.dropout = sites.next();
+    dropout_apply(dev, y, context.dropout);
+    add(dev, y, x);
+  }
+
+  /// On entry dx holds dy; on return the gradient of x. f_backward(dbranch, dnormed) writes dnormed. grads += .
+  template <class F>
+  void backward(D& dev, Params const& p, Params const& grads, TensorView<T, 2, D> dx,
+                Context const& context, F&& f_backward) const {
+    ArenaScope scope(dev.scratch);
+    auto dbranch = dev.scratch.template allocate<T, 2>(dx.extents());
+    auto dnormed = dev.scratch.template allocate<T, 2>(dx.extents());
+    copy(dev, dbranch, dx);
+    dropout_apply(dev, dbranch, context.dropout);
+    f_backward(In<T, 2, D>(dbranch), dnormed);
+    rms_norm_backward(dev, dx, grads.weight, dnormed, context.x, p.weight, context.rstd,
+                      Write::accumulate);
+  }
+
+ private:
+  double eps_;
+};
+
+}  // namespace emprl::nn

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Dropout whose masks are never stored: a backward pass draws the same counter-based numbers again.
+
+#include <algorithm>
+#include <cstdint>
+
+#include "emprl/core/device.hpp"
+#include "emprl/core/parallel.hpp"
+#include "emprl/core/rng.hpp"
+#include "emprl/core/scalar.hpp"
+#include "emprl/ops/view.hpp"
+
+namespace emprl {
+
+/// Where in a run a mask is drawn. `site` tells the places of one pass apart; probability 0 means no dropout at all.
+struct DropoutKey {
+  double probability = 0;
+  std::uint64_t seed = 0;
+  std::uint32_t step = 0;
+  std::uint32_t site = 0;
+
+  bool active() const { return probability > 0; }
+};
+
+/// Hands out the sites of one pass in the order in which the layers ask.
+class DropoutSites {
+ public:
+  DropoutSites() = default;
+  DropoutSites(double probability, std::uint64_t seed, std::uint32_t step)
+      : next_{probability, seed, step, 0} {}
+
+  DropoutKey next() {
+    DropoutKey const key = next_;
+    ++next_.site;
+    return key;
+  }
+
+ private:
+  DropoutKey next_;
+};
+
+/// The factors of columns first .. first + n of one row: 0 with the key's probability, else 1 / (1 - probability).
+/// `first` is a multiple of 128.
+/// A decision takes 16 random bits, so that one Philox block serves eight; the probability is thereby a multiple of 2^-16 and
+/// the factor is exact for that multiple. The loop over lanes is written for SIMD.
+template <Scalar T>
+void dropout_factors(DropoutKey const& key, std::uint32_t row, index_t first, T* factor, index_t n) {
+  constexpr index_t lanes = 16;
+  constexpr index_t group = lanes * 8;
+  auto const threshold = static_cast<std::uint32_t>(key.probability * 65536.0 + 0.5);
+  T const keep = static_cast<T>(65536.0 / (65536.0 - threshold));
+  std::uint32_t const purpose = static_cast<std::uint32_t>(Stream::dropout) | key.site << 8;
+  for (index_t base = 0; base < n; base += group) {
+    std::uint32_t c0[lanes], c1[lanes], c2[lanes], c3[lanes];
+    for (index_t l = 0; l < lanes; ++l) {
+      c0[l] = purpose;
+      c1[l] = key.step;
+      c2[l] = row;
+      c3[l] = static_cast<std::uint32_t>((first + base) / 8 + l);
+    }
+    std::uint32_t k0 = static_cast<std::uint32_t>(key.seed);
+    std::uint32_t k1 = static_cast<std::uint32_t>(key.seed >> 32);
+    for (int round = 0; round < 10; ++round) {
+      for (index_t l = 0; l < lanes; ++l) {
+        std::uint64_t const p0 = std::uint64_t{0xD2511F53u} * c0[l];
+        std::uint64_t const p1 = std::uint64_t{0xCD9E8D57u} * c2[l];
+        std::uint32_t const n0 = static_cast<std::uint32_t>(p1 >> 32) ^ c1[l] ^ k0;
+        std::uint32_t const n2 = static_cast<std::uint32_t>(p0 >> 32) ^ c3[l] ^ k1;
+        c1[l] = static_cast<std::uint32_t>(p1);
+        c3[l] = static_cast<std::uint32_t>(p0);
+        c0[l] = n0;
+        c2[l] = n2;
+      }
+      k0 += 0x9E3779B9u;
+      k1 += 0xBB67AE85u;
+    }
+    T block[group];
+    std::uint32_t const* const words[4] = {c0, c1, c2, c3};
+    for (index_t w = 0; w < 4; ++w) {
+      for (index_t l = 0; l < lanes; ++l) {
+        block[2 * w * lanes + l] = (words[w][l] & 0xffffu) < threshold ? T(0) : keep;
+        block[(2 * w + 1) * lanes + l] = (words[w][l] >> 16) < threshold ? T(0) : keep;
+      }
+    }
+    std::copy(block, block + std::min(group, n - base), factor + base);
+  }
+}
+
+/// x[n,c] *= factor[n,c]; forward and backward are the same operation.     x (N, C)
+template <Scalar T>
+void dropout_apply(Cpu& dev, Out<T, 2, Cpu> x, DropoutKey const& key) {
+  if (!key.active()) return;
+  index_t const c = x.extent(1);
+  index_t const grain = std::max<index_t>(1, 4096 / std::max<index_t>(1, c));
+  parallel_for(dev, x.extent(0), grain, [&](index_t begin, index_t end) {
+    constexpr index_t tile = 512;
+    T factor[tile];
+    for (index_t i = begin; i < end; ++i) {
+      T* const row = x.row(i);
+      for (index_t j0 = 0; j0 < c; j0 += tile) {
+        index_t const m = std::min(tile, c - j0);
+        dropout_factors(key, static_cast<std::uint32_t>(i), j0, factor, m);
+        for (index_t j = 0; j < m; ++j) row[j0 + j] *= factor[j];
+      }
+    }
+  });
+}
+
+}  // namespace emprl

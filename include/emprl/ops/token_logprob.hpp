@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Log-probabilities of chosen tokens under a softmax over the vocabulary, and their gradient written over the logits.
+
+#include <cmath>
+
+#include "emprl/core/device.hpp"
+#include "emprl/core/parallel.hpp"
+#include "emprl/core/scalar.hpp"
+#include "emprl/math/exp.hpp"
+#include "emprl/ops/view.hpp"
+
+namespace emprl {
+
+/// lse[n] = log sum_v exp(x[n,v]),   logp[n] = x[n,target[n]] - lse[n],   entropy[n] = lse[n] - sum_v softmax(x[n])_v x[n,v]
+/// @param logp    (N), written      @param lse (N), written      @param entropy (N), written; empty if not needed
+/// @param logits  (N, V)            @param targets (N), ids below V
+/// @throws ShapeError if extents disagree or a target is not a column
+template <Scalar T>
+void token_logprob_forward(Cpu& dev, Out<T, 1, Cpu> logp, OptionalOut<T, 1, Cpu> lse,
+                           OptionalOut<T, 1, Cpu> entropy, In<T, 2, Cpu> logits,
+                           TensorView<std::int32_t const, 1, Cpu> targets) {
+  index_t const n = logits.extent(0);
+  index_t const v = logits.extent(1);
+  expects(logp.extent(0) == n && lse.extent(0) == n && targets.extent(0) == n &&
+              (entropy.empty() || entropy.extent(0) == n),
+          "token_logprob: one log-probability and one target for each row of logits");
+  for (index_t i = 0; i < n; ++i) {
+    expects(targets(i) >= 0 && targets(i) < v, "token_logprob: a target is outside the vocabulary");
+  }
+  bool const want_entropy = !entropy.empty();
+  parallel_for(dev, n, 4, [&](index_t begin, index_t end) {
+    for (index_t i = begin; i < end; ++i) {
+      constexpr index_t lanes = 16;
+      T const* const x = logits.row(i);
+      T lane_most[lanes];
+      T most = x[0];
+      for (T& l : lane_most) l = most;
+      index_t j = 0;
+      for (; j + lanes <= v; j += lanes) {
+        for (index_t l = 0; l < lanes; ++l) lane_most[l] = x[j + l] > lane_most[l] ? x[j + l] : lane_most[l];
+      }
+      for (; j < v; ++j) most = x[j] > most ? x[j] : most;
+      for (T const l : lane_most) most = l > most ? l : most;
+      T lane_sum[lanes] = {};
+      T lane_dot[lanes] = {};
+      T sum = T(0), dot = T(0);
+      j = 0;
+      if (want_entropy) {
+        for (; j + lanes <= v; j += lanes) {
+          for (index_t l = 0; l < lanes; ++l) {
+            T const e = exp_branchless(x[j + l] - most);
+            lane_sum[l] += e;
+            lane_dot[l] += e * (x[j + l] - most);
+          }
+        }
+      } else {
+        for (; j + lanes <= v; j += lanes) {
+          for (index_t l = 0; l < lanes; ++l) lane_sum[l] += exp_branchless(x[j + l] - most);
+        }
+      }
+      for (; j < v; ++j) {
+        T const e = exp_branchless(x[j] - most);
+        sum += e;
+        dot += e * (x[j] - most);
+      }
+      for (index_t l = 0; l < lanes; ++l) {
+        sum += lane_sum[l];
+        dot += lane_dot[l];
+      }
+      T const log_sum = std::log(sum);
+      lse(i) = most + log_sum;
+      // (x - most) - log(sum), not x - lse: the two large numbers cancel exactly first.
+      logp(i) = (x[targets(i)] - most) - log_sum;
+      if (want_entropy) entropy(i) = log_sum - dot / sum;
+    }
+  });
+}
+
+/// dlogits[n,v] = dlogp[n] ([v = target[n]] - softmax(x[n])_v), written over the logits.
+/// @param logits (N, V), overwritten with its gradient      @param dlogp (N)      @param lse (N), from the forward pass
+/// @throws ShapeError if extents disagree
+template <Scalar T>
+void token_logprob_backward(Cpu& dev, Out<T, 2, Cpu> logits, In<T, 1, Cpu> dlogp, In<T, 1, Cpu> lse,
+                            TensorView<std::int32_t const, 1, Cpu> targets) {
+  index_t const n = logits.extent(0);
+  index_t const v = logits.extent(1);
+  expects(dlogp.extent(0) == n && lse.extent(0) == n && targets.extent(0) == n,
+          "token_logprob: one gradient and one target for each row of logits");
+  parallel_for(dev, n, 4, [&](index_t begin, index_t end) {
+    for (index_t i = begin; i < end; ++i) {
+      T* const x = logits.row(i);
+      T const g = dlogp(i);
+      T const log_sum = lse(i);
+      if (g == T(0)) {
+        for (index_t j = 0; j < v; ++j) x[j] = T(0);
+        continue;
+      }
+      for (index_t j = 0; j < v; ++j) x[j] = -g * exp_branchless(x[j] - log_sum);
+      x[targets(i)] += g;
+    }
+  });
+}
+
+}  // namespace emprl

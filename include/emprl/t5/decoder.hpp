@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// T5's decoder on packed rows: whole rows at once (scoring, training) and one token at a time against a cache (generation).
+// N decoder tokens, Nk encoder tokens, C model, H heads.
+
+#include <algorithm>
+#include <vector>
+
+#include "emprl/ops/attention_decode.hpp"
+#include "emprl/t5/encoder.hpp"
+#include "emprl/t5/kv_cache.hpp"
+
+namespace emprl::t5 {
+
+template <Scalar T, Device D>
+class Decoder {
+ public:
+  struct BlockContext {
+    typename nn::PreNorm<T, D>::Context self_norm, cross_norm, feed_forward_norm;
+    typename nn::SelfAttention<T, D>::Context self_attention;
+    typename nn::CrossAttention<T, D>::Context cross_attention;
+    typename nn::FeedForward<T, D>::Context feed_forward;
+  };
+  struct Context {
+    Tokens<D> tokens;
+    DropoutKey embedding_dropout, final_dropout;
+    ExpandedBias<T, D> bias;
+    std::vector<BlockContext> blocks;
+    TensorView<T, 2, D> last;  // (N, C), before the final norm
+    TensorView<T, 1, D> rstd;  // (N), of the final norm
+  };
+
+  explicit Decoder(Config const& config)
+      : config_(config),
+        norm_(config.layer_norm_epsilon),
+        self_attention_(config.num_heads, Mask::causal),
+        cross_attention_(config.num_heads, T(1)),
+        feed_forward_(config.feed_forward) {}
+
+  /// y (N, C) = the hidden state from which each token's successor is predicted, without dropout.
+  /// @param memory (Nk, C), the encoder's output, rows as memory_offsets says
+  void inference(D& dev, Params<T, D> const& p, Tokens<D> const& tokens, In<T, 2, D> memory,
+                 TensorView<index_t const, 1, D> memory_offsets, Prefixes<T, D> const& prefixes,
+                 TensorView<T, 2, D> y) const {
+    ArenaScope scope(dev.scratch);
+    auto bias = expand_bias(dev, dev.scratch, p, tokens.longest);
+    auto x = dev.scratch.template allocate<T, 2>({tokens.ids.extent(0), config_.d_model});
+    embedding_forward(dev, x, p.shared, tokens.ids);
+    for (std::size_t i = 0; i < p.decoder.blocks.size(); ++i) {
+      BlockParams<T, D> const& block = p.decoder.blocks[i];
+      auto const layer = static_cast<index_t>(i);
+      norm_.inference(dev, block.self_norm, x, [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
+        self_attention_.inference(dev, block.self_attention, self_inputs(tokens, bias, prefixes, layer), n,
+                                  out);
+      });
+      norm_.inference(dev, block.cross_norm, x, [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
+        cross_attention_.inference(dev, block.cross_attention,
+                                   cross_inputs(tokens, memory, memory_offsets, prefixes, layer), n, out);
+      });
+      norm_.inference(dev, block.feed_forward_norm, x, [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
+        feed_forward_.inference(dev, block.feed_forward, n, out);
+      });
+    }
+    rms_norm_forward(dev, y, {}, x, p.decoder.final_norm, config_.layer_norm_epsilon);
+  }
+
+  /// As inference, with dropout, keeping in dev.saved what backward needs.
+  void forward(D& dev, Params<T, D> const& p, Tokens<D> const& tokens, In<T, 2, D> memory,
+               TensorView<index_t const, 1, D> memory_offsets, Prefixes<T, D> const& prefixes,
+               TensorView<T, 2, D> y, Context& context, DropoutSites& sites) const {
+    context.tokens = tokens;
+    context.bias = expand_bias(dev, dev.saved, p, tokens.longest);
+    context.blocks.resize(p.decoder.blocks.size());
+    auto const allocate = [&] {
+      return dev.saved.template allocate<T, 2>({tokens.ids.extent(0), config_.d_model});
+    };
+    auto x = allocate();
+    embedding_forward(dev, x, p.shared, tokens.ids);
+    context.embedding_dropout = sites.next();
+    dropout_apply(dev, x, context.embedding_dropout);
+    for (std::size_t i = 0; i < p.decoder.blocks.size(); ++i) {
+      BlockParams<T, D> const& block = p.decoder.blocks[i];
+      BlockContext& saved = context.blocks[i];
+      auto const layer = static_cast<index_t>(i);
+      auto after_self = allocate();
+      norm_.forward(dev, block.self_norm, x, after_self, saved.self_norm, sites,
+                    [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
+                      self_attention_.forward(dev, block.self_attention,
+                                              self_inputs(tokens, context.bias, prefixes, layer), n, out,
+                                              saved.self_attention, sites);
+                    });
+      auto after_cross = allocate();
+      norm_.forward(dev, block.cross_norm, after_self, after_cross, saved.cross_norm, sites,
+                    [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
+                      cross_attention_.forward(
+                          dev, block.cross_attention,
+                          cross_inputs(tokens, memory, memory_offsets, prefixes, layer), n, out,
+                          saved.cross_attention, sites);
+                    });
+      x = allocate();
+      norm_.forward(dev, block.feed_forward_norm, after_cross, x, saved.feed_forward_norm, sites,
+                    [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
+                      feed_forward_.forward(dev, block.feed_forward, n, out, saved.feed_forward, sites);
+                    });
+    }
+    context.last = x;
+    context.rstd = dev.saved.template allocate<T, 1>({tokens.ids.extent(0)});
+    rms_norm_forward(dev, y, context.rstd, x, p.decoder.final_norm, config_.layer_norm_epsilon);
+    context.final_dropout = sites.next();
+    dropout_apply(dev, y, context.final_dropout);
+  }
+
+  /// grads, dprefixes, dmemory += (empty views: not needed). dy (N, C) is used up.
+  void backward(D& dev, Params<T, D> const& p, Params<T, D> const& grads,
+                Prefixes<T, D> const& dprefixes, TensorView<T, 2, D> dy, TensorView<T, 2, D> dmemory,
+                Context const& context) const {
+    ArenaScope scope(dev.scratch);
+    dropout_apply(dev, dy, context.final_dropout);
+    auto dx = dev.scratch.template allocate<T, 2>(dy.extents());
+    rms_norm_backward(dev, dx, grads.decoder.final_norm, dy, context.last, p.decoder.final_norm,
+                      context.rstd, Write::overwrite);
+    TensorView<T, 2, D> dbias;
+    if (!grads.decoder.relative_bias.empty()) {
+      dbias = dev.scratch.template allocate<T, 2>(context.bias.bias.extents());
+      fill(dev, dbias, T(0));
+    }
+    BlockParams<T, D> const frozen;
+    for (std::size_t i = p.decoder.blocks.size(); i-- > 0;) {
+      BlockParams<T, D> const& block = p.decoder.blocks[i];
+      BlockParams<T, D> const& dblock = grads.decoder.blocks.empty() ? frozen : grads.decoder.blocks[i];
+      BlockContext const& saved = context.blocks[i];
+      auto const layer = static_cast<index_t>(i);
+      norm_.backward(dev, block.feed_forward_norm, dblock.feed_forward_norm, dx, saved.feed_forward_norm,
+                     [&](In<T, 2, D> dout, TensorView<T, 2, D> dn) {
+                       feed_forward_.backward(dev, block.feed_forward, dblock.feed_forward, dout, dn,
+                                              saved.feed_forward);
+                     });
+      norm_.backward(dev, block.cross_norm, dblock.cross_norm, dx, saved.cross_norm,
+                     [&](In<T, 2, D> dout, TensorView<T, 2, D> dn) {
+                       cross_attention_.backward(
+                           dev, block.cross_attention, dblock.cross_attention, dout, dn, dmemory,
+                           saved.cross_attention,
+                           Prefixes<T, D>::layer(dprefixes.cross, layer, config_.inner()));
+                     });
+      norm_.backward(dev, block.self_norm, dblock.self_norm, dx, saved.self_norm,
+                     [&](In<T, 2, D> dout, TensorView<T, 2, D> dn) {
+                       self_attention_.backward(
+                           dev, block.self_attention, dblock.self_attention, dout, dn,
+                           saved.self_attention, dbias,
+                           Prefixes<T, D>::layer(dprefixes.decoder, layer, config_.inner()));
+                     });
+    }
+    if (!dbias.empty()) {
+      relative_bias_backward(dev, grads.decoder.relative_bias, dbias, context.bias.first, buckets());
+    }
+    if (!grads.shared.empty()) {
+      dropout_apply(dev, dx, context.embedding_dropout);
+      embedding_backward(dev, grads.shared, dx, context.tokens.ids);
+    }
+  }
+
+  /// An empty cache over the encoder's output of B rows: projects keys and values of every layer.
+  KvCache<T, D> start(D& dev, Params<T, D> const& p, In<T, 2, D> memory,
+                      std::span<index_t const> memory_offsets) const {
+    KvCache<T, D> cache;
+    cache.rows = static_cast<index_t>(memory_offsets.size()) - 1;
+    cache.memory_offsets.assign(memory_offsets.begin(), memory_offsets.end());
+    for (BlockParams<T, D> const& block : p.decoder.blocks) {
+      cache.memory.emplace_back(std::array<index_t, 2>{memory.extent(0), 2 * config_.inner()});
+      cross_attention_.project_memory(dev, block.cross_attention, memory, cache.memory.back().view());
+    }
+    return cache;
+  }
+
+  /// One token for some rows of the cached batch: y[a] = the hidden state after row rows[a]'s token ids[a], which stands at
+  /// the cache's position; then the position advances. Rows that are left out (finished ones) may not come back.
+  /// @param y (A, C), written      @param rows, ids (A)
+  void step(D& dev, Params<T, D> const& p, Prefixes<T, D> const& prefixes, KvCache<T, D>& cache,
+            std::span<index_t const> rows, TensorView<std::int32_t const, 1, D> ids,
+            TensorView<T, 2, D> y) const {
+    ArenaScope scope(dev.scratch);
+    auto const active = static_cast<index_t>(rows.size());
+    index_t const inner = config_.inner();
+    index_t const position = cache.position;
+    cache.reserve_next(dev, config_.num_decoder_layers, inner);
+    auto x = dev.scratch.template allocate<T, 2>({active, config_.d_model});
+    embedding_forward(dev, x, p.shared, ids);
+
+    // The newest key stands at distance 0, the oldest at -position.
+    auto bias = dev.scratch.template allocate<T, 2>({config_.num_heads, position + 1});
+    relative_bias_forward(dev, bias, p.decoder.relative_bias, -position, buckets());
+    auto self_begin = dev.scratch.template allocate<index_t, 1>({active});
+    auto self_length = dev.scratch.template allocate<index_t, 1>({active});
+    auto memory_begin = dev.scratch.template allocate<index_t, 1>({active});
+    auto memory_length = dev.scratch.template allocate<index_t, 1>({active});
+    for (index_t a = 0; a < active; ++a) {
+      index_t const row = rows[static_cast<std::size_t>(a)];
+      expects(row >= 0 && row < cache.rows, "decoding: a row is not in the cached batch");
+      auto const u = static_cast<std::size_t>(row);
+      self_begin(a) = row * cache.capacity;
+      self_length(a) = position + 1;
+      memory_begin(a) = cache.memory_offsets[u];
+      memory_length(a) = cache.memory_offsets[u + 1] - cache.memory_offsets[u];
+    }
+
+    for (std::size_t i = 0; i < p.decoder.blocks.size(); ++i) {
+      BlockParams<T, D> const& block = p.decoder.blocks[i];
+      auto const layer = static_cast<index_t>(i);
+      auto const self = cache.self[i].view();
+      auto const memory = cache.memory[i].view();
+      norm_.inference(dev, block.self_norm, x, [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
+        ArenaScope inner_scope(dev.scratch);
+        auto const& attention = block.self_attention;
+        auto qkv = dev.scratch.template allocate<T, 2>({active, 3 * inner});
+        auto mixed = dev.scratch.template allocate<T, 2>({active, inner});
+        linear_forward(dev, qkv, n, nn::stacked(attention.q, attention.k, attention.v));
+        for (index_t a = 0; a < active; ++a) {
+          index_t const at = self_begin(a) + position;
+          copy(dev, self.rows(at, at + 1), qkv.columns(inner, 3 * inner).rows(a, a + 1));
+        }
+        auto const prefix = Prefixes<T, D>::layer(prefixes.decoder, layer, inner);
+        CachedKeys<T, D> const keys{self.columns(0, inner), self.columns(inner, 2 * inner), self_begin,
+                                    self_length};
+        attention_decode(dev, mixed, qkv.columns(0, inner), keys, config_.num_heads, bias, prefix.key,
+                         prefix.value);
+        linear_forward(dev, out, mixed, attention.o);
+      });
+      norm_.inference(dev, block.cross_norm, x, [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
+        ArenaScope inner_scope(dev.scratch);
+        auto const& attention = block.cross_attention;
+        auto q = dev.scratch.template allocate<T, 2>({active, inner});
+        auto mixed = dev.scratch.template allocate<T, 2>({active, inner});
+        linear_forward(dev, q, n, attention.q);
+        auto const prefix = Prefixes<T, D>::layer(prefixes.cross, layer, inner);
+        CachedKeys<T, D> const keys{memory.columns(0, inner), memory.columns(inner, 2 * inner),
+                                    memory_begin, memory_length};
+        attention_decode(dev, mixed, q, keys, config_.num_heads, {}, prefix.key, prefix.value);
+        linear_forward(dev, out, mixed, attention.o);
+      });
+      norm_.inference(dev, block.feed_forward_norm, x, [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
+        feed_forward_.inference(dev, block.feed_forward, n, out);
+      });
+    }
+    rms_norm_forward(dev, y, {}, x, p.decoder.final_norm, config_.layer_norm_epsilon);
+    ++cache.position;
+  }
+
+ private:
+  RelativeBuckets buckets() const {
+    return {Direction::unidirectional, config_.relative_attention_max_distance};
+  }
+
+  ExpandedBias<T, D> expand_bias(D& dev, Arena& arena, Params<T, D> const& p, index_t longest) const {
+    auto expanded = allocate_bias<T, D>(arena, config_.num_heads, longest, Direction::unidirectional);
+    relative_bias_forward(dev, expanded.bias, p.decoder.relative_bias, expanded.first, buckets());
+    return expanded;
+  }
+
+  nn::SelfAttentionInputs<T, D> self_inputs(Tokens<D> const& tokens, ExpandedBias<T, D> const& bias,
+                                            Prefixes<T, D> const& prefixes, index_t layer) const {
+    return {tokens.offsets, bias.bias, bias.first,
+            Prefixes<T, D>::layer(prefixes.decoder, layer, config_.inner())};
+  }
+
+  nn::CrossAttentionInputs<T, D> cross_inputs(Tokens<D> const& tokens, In<T, 2, D> memory,
+                                              TensorView<index_t const, 1, D> memory_offsets,
+                                              Prefixes<T, D> const& prefixes, index_t layer) const {
+    return {memory, tokens.offsets, memory_offsets,
+            Prefixes<T, D>::layer(prefixes.cross, layer, config_.inner())};
+  }
+
+  Config config_;
+  nn::PreNorm<T, D> norm_;
+  nn::SelfAttention<T, D> self_attention_;
+  nn::CrossAttention<T, D> cross_attention_;
+  nn::FeedForward<T, D> feed_forward_;
+};
+
+}  // namespace emprl::t5

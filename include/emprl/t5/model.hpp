@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// T5 for conditional generation: encoder, decoder and output embedding over one set of parameters.
+
+#include <cmath>
+#include <vector>
+
+#include "emprl/core/ragged.hpp"
+#include "emprl/t5/decoder.hpp"
+#include "emprl/t5/encoder.hpp"
+
+namespace emprl::t5 {
+
+/// The decoder's inputs for given responses: each row shifted right behind the start token, its last token left out. The rows
+/// keep their lengths, and so their offsets.
+inline std::vector<std::int32_t> shift_right(RaggedView responses) {
+  std::vector<std::int32_t> shifted(responses.ids.size());
+  for (index_t b = 0; b < responses.rows(); ++b) {
+    auto const row = responses.row(b);
+    auto* const to = shifted.data() + responses.offsets[static_cast<std::size_t>(b)];
+    for (std::size_t i = 0; i < row.size(); ++i) to[i] = i == 0 ? decoder_start_id : row[i - 1];
+  }
+  return shifted;
+}
+
+/// A T5 without parameters of its own: pure functions of (parameters, tokens). N response tokens, V vocabulary, C model.
+template <Scalar T, Device D>
+class Model {
+ public:
+  struct Context {
+    typename Encoder<T, D>::Context encoder;
+    typename Decoder<T, D>::Context decoder;
+    TensorView<T, 2, D> memory;            // (Nk, C)
+    std::vector<std::int32_t> inputs;      // the decoder's input ids, which its tokens view
+  };
+
+  /// @throws ConfigError if a field of the configuration cannot be
+  explicit Model(Config const& config)
+      : config_((config.validate(), config)), encoder_(config), decoder_(config) {}
+
+  Config const& config() const { return config_; }
+  Encoder<T, D> const& encoder() const { return encoder_; }
+  Decoder<T, D> const& decoder() const { return decoder_; }
+
+  /// hidden (N, C): for each response token, the state that predicts it, without dropout.
+  /// @throws ShapeError if contexts and responses differ in rows or an id is outside the vocabulary
+  void inference(D& dev, Params<T, D> const& p, Prefixes<T, D> const& prefixes, RaggedView contexts,
+                 RaggedView responses, TensorView<T, 2, D> hidden) const {
+    check_rows(contexts, responses);
+    ArenaScope scope(dev.scratch);
+    auto const source = tokens_of(contexts);
+    auto memory = dev.scratch.template allocate<T, 2>({contexts.tokens(), config_.d_model});
+    encoder_.inference(dev, p, source, prefixes, memory);
+    std::vector<std::int32_t> const inputs = shift_right(responses);
+    decoder_.inference(dev, p, tokens_of({inputs, responses.offsets}), memory, source.offsets, prefixes,
+                       hidden);
+  }
+
+  /// As inference, with dropout, keeping in dev.saved what backward needs. contexts and responses must outlive it.
+  void forward(D& dev, Params<T, D> const& p, Prefixes<T, D> const& prefixes, RaggedView contexts,
+               RaggedView responses, TensorView<T, 2, D> hidden, Context& context,
+               DropoutSites& sites) const {
+    check_rows(contexts, responses);
+    auto const source = tokens_of(contexts);
+    context.memory = dev.saved.template allocate<T, 2>({contexts.tokens(), config_.d_model});
+    encoder_.forward(dev, p, source, prefixes, context.memory, context.encoder, sites);
+    context.inputs = shift_right(responses);
+    decoder_.forward(dev, p, tokens_of({context.inputs, responses.offsets}), context.memory,
+                     source.offsets, prefixes, hidden, context.decoder, sites);
+  }
+
+  /// grads, dprefixes += (default-constructed Params: all weights frozen). dhidden (N, C) is used up.
+  void backward(D& dev, Params<T, D> const& p, Params<T, D> const& grads,
+                Prefixes<T, D> const& dprefixes, TensorView<T, 2, D> dhidden,
+                Context const& context) const {
+    ArenaScope scope(dev.scratch);
+    auto dmemory = dev.scratch.template allocate<T, 2>(context.memory.extents());
+    fill(dev, dmemory, T(0));
+    decoder_.backward(dev, p, grads, dprefixes, dhidden, dmemory, context.decoder);
+    encoder_.backward(dev, p, grads, dprefixes, dmemory, context.encoder);
+  }
+
+  /// logits (N, V) = hidden E^T, scaled by d_model^-0.5 where the embedding is tied.
+  void logits(D& dev, Params<T, D> const& p, In<T, 2, D> hidden, TensorView<T, 2, D> out) const {
+    gemm(dev, Trans::no, Trans::yes, output_scale(), hidden, p.output_embedding(), T(0), out);
+  }
+
+  /// dhidden (N, C) = ; the output embedding's gradient += (empty: not needed).
+  void logits_backward(D& dev, Params<T, D> const& p, Params<T, D> const& grads, In<T, 2, D> dlogits,
+                       In<T, 2, D> hidden, TensorView<T, 2, D> dhidden) const {
+    auto const dembedding = grads.output_embedding();
+    if (!dembedding.empty()) {
+      gemm(dev, Trans::yes, Trans::no, output_scale(), dlogits, hidden, T(1), dembedding);
+    }
+    gemm(dev, Trans::no, Trans::no, output_scale(), dlogits, p.output_embedding(), T(0), dhidden);
+  }
+
+  /// Encodes contexts and prepares a cache for decoding them.
+  KvCache<T, D> start(D& dev, Params<T, D> const& p, Prefixes<T, D> const& prefixes,
+                      RaggedView contexts) const {
+    ArenaScope scope(dev.scratch);
+    auto memory = dev.scratch.template allocate<T, 2>({contexts.tokens(), config_.d_model});
+    encoder_.inference(dev, p, tokens_of(contexts), prefixes, memory);
+    return decoder_.start(dev, p, memory, contexts.offsets);
+  }
+
+ private:
+  static void check_rows(RaggedView contexts, RaggedView responses) {
+    expects(contexts.rows() == responses.rows(), "t5: there must be one response for each context");
+  }
+
+  T output_scale() const {
+    return config_.tie_word_embeddings ? T(1) / std::sqrt(static_cast<T>(config_.d_model)) : T(1);
+  }
+
+  Config config_;
+  Encoder<T, D> encoder_;
+  Decoder<T, D> decoder_;
+};
+
+}  // namespace emprl::t5
