@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Forward-mode dual numbers: a value and its derivatives with respect to N inputs, carried through
+// ordinary arithmetic. An objective that is a scalar function of a few numbers per token is written
+// once as a template and instantiated with Dual to obtain its gradient, on host or device; nobody
+// derives anything by hand.
+//
+// Where a function has a kink the derivative is a choice, and the choices here are those of the
+// framework in which PPO's published numbers were made:
+//   max, min  a tie gives each argument half of the gradient;
+//   clip      gradient 1 inside and at both bounds, 0 outside;
+//   abs       gradient 0 at 0.
+
+#include <cmath>
+
+#include "emprl/core/config.hpp"
+#include "emprl/core/scalar.hpp"
+
+namespace emprl {
+
+/// The same functions for plain numbers. A template that should take both writes
+/// `using namespace emprl::scalar_math;` in its body: a plain number finds these, a Dual finds its
+/// own by its type.
+namespace scalar_math {
+
+template <Scalar T>
+EMPRL_HD inline T exp(T x) {
+  return std::exp(x);
+}
+
+template <Scalar T>
+EMPRL_HD inline T log(T x) {
+  return std::log(x);
+}
+
+template <Scalar T>
+EMPRL_HD inline T abs(T x) {
+  return std::fabs(x);
+}
+
+/// The larger; NaN if either is.
+template <Scalar T>
+EMPRL_HD inline T max(T a, T b) {
+  if (a > b) return a;
+  if (a < b) return b;
+  return a == b ? a : a + b;
+}
+
+/// The smaller; NaN if either is.
+template <Scalar T>
+EMPRL_HD inline T min(T a, T b) {
+  if (a < b) return a;
+  if (a > b) return b;
+  return a == b ? a : a + b;
+}
+
+/// x held within [low, high]; NaN stays NaN.
+template <Scalar T>
+EMPRL_HD inline T clip(T x, T low, T high) {
+  if (x < low) return low;
+  return x > high ? high : x;
+}
+
+}  // namespace scalar_math
+
+/// value + sum_i derivative[i] * e_i, with e_i * e_j = 0.
+template <Scalar T, int N>
+struct Dual {
+  static_assert(N > 0, "a dual number carries at least one derivative");
+
+  T value{};
+  T derivative[N]{};
+
+  constexpr Dual() = default;
+
+  /// A constant: all derivatives are 0.
+  EMPRL_HD constexpr Dual(T constant) : value(constant) {}
+
+  /// The input with number `index`: its own derivative is 1.
+  EMPRL_HD static constexpr Dual variable(T at, int index) {
+    Dual x(at);
+    x.derivative[index] = T(1);
+    return x;
+  }
+
+  EMPRL_HD friend constexpr Dual operator-(Dual const& a) { return chain(-a.value, T(-1), a); }
+
+  EMPRL_HD friend constexpr Dual operator+(Dual const& a, Dual const& b) {
+    return chain(a.value + b.value, T(1), a, T(1), b);
+  }
+  EMPRL_HD friend constexpr Dual operator-(Dual const& a, Dual const& b) {
+    return chain(a.value - b.value, T(1), a, T(-1), b);
+  }
+  EMPRL_HD friend constexpr Dual operator*(Dual const& a, Dual const& b) {
+    return chain(a.value * b.value, b.value, a, a.value, b);
+  }
+  EMPRL_HD friend constexpr Dual operator/(Dual const& a, Dual const& b) {
+    T const quotient = a.value / b.value;
+    return chain(quotient, T(1) / b.value, a, -quotient / b.value, b);
+  }
+
+  EMPRL_HD friend Dual exp(Dual const& a) {
+    T const e = scalar_math::exp(a.value);
+    return chain(e, e, a);
+  }
+  EMPRL_HD friend Dual log(Dual const& a) {
+    return chain(scalar_math::log(a.value), T(1) / a.value, a);
+  }
+  EMPRL_HD friend Dual abs(Dual const& a) {
+    T const sign = a.value > T(0) ? T(1) : (a.value < T(0) ? T(-1) : T(0));
+    return chain(scalar_math::abs(a.value), sign, a);
+  }
+  EMPRL_HD friend constexpr Dual max(Dual const& a, Dual const& b) {
+    if (a.value > b.value) return a;
+    if (a.value < b.value) return b;
+    return chain(scalar_math::max(a.value, b.value), T(0.5), a, T(0.5), b);
+  }
+  EMPRL_HD friend constexpr Dual min(Dual const& a, Dual const& b) {
+    if (a.value < b.value) return a;
+    if (a.value > b.value) return b;
+    return chain(scalar_math::min(a.value, b.value), T(0.5), a, T(0.5), b);
+  }
+  EMPRL_HD friend constexpr Dual clip(Dual const& a, T low, T high) {
+    if (a.value < low) return Dual(low);
+    return a.value > high ? Dual(high) : a;
+  }
+
+ private:
+  EMPRL_HD static constexpr Dual chain(T value, T da, Dual const& a) {
+    Dual y(value);
+    for (int i = 0; i < N; ++i) y.derivative[i] = da * a.derivative[i];
+    return y;
+  }
+  EMPRL_HD static constexpr Dual chain(T value, T da, Dual const& a, T db, Dual const& b) {
+    Dual y(value);
+    for (int i = 0; i < N; ++i) y.derivative[i] = da * a.derivative[i] + db * b.derivative[i];
+    return y;
+  }
+};
+
+}  // namespace emprl

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The loss of PPO per token, written once, and its evaluation with gradients over a mini-batch.
+
+#include <cmath>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "emprl/core/config.hpp"
+#include "emprl/core/error.hpp"
+#include "emprl/core/scalar.hpp"
+#include "emprl/math/dual.hpp"
+#include "emprl/rl/concepts.hpp"
+#include "emprl/rl/types.hpp"
+
+namespace emprl::rl {
+
+/// The clipped surrogate with a clipped value loss (Schulman et al. 2017), to be minimised:
+///   ratio  = exp(logp - old_logp)
+///   policy = max(-A ratio, -A clip(ratio, 1 - policy_clip, 1 + policy_clip))
+///   value  = max((v - ret)^2, (clip(v, old_value -+ value_clip) - ret)^2) / 2
+///   loss   = policy + value_coefficient * value
+/// The value's clip is max(min(v, high), low), so that a tie at a bound passes half of the
+/// gradient.
+struct PpoClipObjective {
+  double policy_clip = 0.2;
+  double value_clip = 0.2;
+  double value_coefficient = 0.1;
+
+  template <class S>
+  EMPRL_HD S policy(S const& logp, TokenContext const& t) const {
+    using namespace scalar_math;
+    S const ratio = exp(logp - S(t.old_logp));
+    S const minus_advantage = S(-t.advantage);
+    return max(minus_advantage * ratio,
+               minus_advantage * clip(ratio, 1.0 - policy_clip, 1.0 + policy_clip));
+  }
+
+  template <class S>
+  EMPRL_HD S value(S const& value, TokenContext const& t) const {
+    using namespace scalar_math;
+    S const clipped = max(min(value, S(t.old_value + value_clip)), S(t.old_value - value_clip));
+    S const error = value - S(t.ret);
+    S const clipped_error = clipped - S(t.ret);
+    return S(0.5) * max(error * error, clipped_error * clipped_error);
+  }
+
+  template <class S>
+  EMPRL_HD S operator()(S const& logp, S const& v, TokenContext const& t) const {
+    return policy(logp, t) + S(value_coefficient) * value(v, t);
+  }
+
+  /// Whether the clipped branch is the larger one, and so the policy term constant.
+  EMPRL_HD bool clipped(double logp, TokenContext const& t) const {
+    using namespace scalar_math;
+    double const ratio = exp(logp - t.old_logp);
+    return -t.advantage * clip(ratio, 1.0 - policy_clip, 1.0 + policy_clip) > -t.advantage * ratio;
+  }
+};
+
+static_assert(ItemisedObjective<PpoClipObjective>);
+
+/// Sums over the tokens of one or more mini-batches; divide by `tokens` for means.
+struct ObjectiveSums {
+  double tokens = 0;
+  double loss = 0;
+  double policy = 0;   ///< only from an objective that itemises
+  double value = 0;    ///< likewise, before its coefficient
+  double clipped = 0;  ///< likewise
+  double ratio = 0;
+  double k1 = 0;                 ///< old_logp - logp
+  double k3 = 0;                 ///< ratio - 1 - log ratio
+  double worst_ratio_error = 0;  ///< max |ratio - 1|
+  std::size_t worst_token = 0;   ///< where it was found
+
+  double mean_ratio() const { return tokens > 0 ? ratio / tokens : 1.0; }
+
+  void add(ObjectiveSums const& other) {
+    tokens += other.tokens;
+    loss += other.loss;
+    policy += other.policy;
+    value += other.value;
+    clipped += other.clipped;
+    ratio += other.ratio;
+    k1 += other.k1;
+    k3 += other.k3;
+  }
+};
+
+/// Evaluates the objective at every token and differentiates it by log-probability and value.
+///   dlogp[t] = dL[t]/dlogp[t] / normaliser,  dvalue[t] = dL[t]/dvalue[t] / normaliser,  both 0
+///   where masked
+/// @param logp, value  (tokens) under the current parameters      @param tokens  (tokens) what was
+/// known at sampling
+/// @param normaliser   tokens of the whole optimiser step, so that mini-batches of any size add up
+/// to its mean
+/// @param dlogp, dvalue (tokens) written (=)
+/// @return sums over the mask, not divided
+template <emprl::Scalar T, Objective O>
+ObjectiveSums evaluate_objective(O const& objective, std::span<T const> logp,
+                                 std::span<T const> value, std::span<TokenContext const> tokens,
+                                 MaskView mask, double normaliser, std::span<T> dlogp,
+                                 std::span<T> dvalue) {
+  std::size_t const n = tokens.size();
+  expects(logp.size() == n && value.size() == n && mask.size() == n && dlogp.size() == n &&
+              dvalue.size() == n,
+          "an objective needs a log-probability, a value and a mask entry for every token");
+  using S = Dual<double, 2>;
+  ObjectiveSums sums;
+  for (std::size_t t = 0; t < n; ++t) {
+    dlogp[t] = T(0);
+    dvalue[t] = T(0);
+    if (mask[t] == 0) continue;
+    TokenContext const& token = tokens[t];
+    double const lp = static_cast<double>(logp[t]);
+    double const v = static_cast<double>(value[t]);
+    S const loss = objective(S::variable(lp, 0), S::variable(v, 1), token);
+    dlogp[t] = static_cast<T>(loss.derivative[0] / normaliser);
+    dvalue[t] = static_cast<T>(loss.derivative[1] / normaliser);
+
+    double const log_ratio = lp - token.old_logp;
+    double const ratio = std::exp(log_ratio);
+    sums.tokens += 1;
+    sums.loss += loss.value;
+    sums.ratio += ratio;
+    sums.k1 -= log_ratio;
+    sums.k3 += ratio - 1.0 - log_ratio;
+    if constexpr (ItemisedObjective<O>) {
+      sums.policy += objective.policy(lp, token);
+      sums.value += objective.value(v, token);
+      sums.clipped += objective.clipped(lp, token) ? 1.0 : 0.0;
+    }
+    if (std::abs(ratio - 1.0) > sums.worst_ratio_error) {
+      sums.worst_ratio_error = std::abs(ratio - 1.0);
+      sums.worst_token = t;
+    }
+  }
+  return sums;
+}
+
+}  // namespace emprl::rl

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// From scores (one number a response) and KL (one number a token) to the reward of each token.
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "emprl/core/error.hpp"
+#include "emprl/core/ragged.hpp"
+#include "emprl/rl/concepts.hpp"
+#include "emprl/rl/masked.hpp"
+#include "emprl/rl/types.hpp"
+
+namespace emprl::rl {
+
+/// Every generated token is trained, the first and the end token included.
+inline std::vector<std::uint8_t> response_mask(RaggedView responses) {
+  return std::vector<std::uint8_t>(static_cast<std::size_t>(responses.tokens()), 1);
+}
+
+/// kl[t] = estimator(logp[t], reference[t]), 0 where masked.
+template <KlEstimator K>
+void token_kl(K const& estimator, std::span<double const> logp, std::span<double const> reference,
+              MaskView mask, std::span<double> kl) {
+  expects(logp.size() == mask.size() && reference.size() == mask.size() && kl.size() == mask.size(),
+          "KL needs a log-probability, a reference and a mask entry for every token");
+  for (std::size_t t = 0; t < mask.size(); ++t) {
+    kl[t] = mask[t] != 0 ? static_cast<double>(estimator(logp[t], reference[t])) : 0.0;
+  }
+}
+
+/// Mean over rows of sum_t kl[t]; 0 without rows. A row without tokens counts as 0.
+inline double mean_row_sum(std::span<index_t const> offsets, std::span<double const> x,
+                           MaskView mask) {
+  check_offsets(offsets, static_cast<index_t>(x.size()));
+  std::size_t const rows = offsets.size() - 1;
+  return rows > 0 ? masked_sum(x, mask) / static_cast<double>(rows) : 0.0;
+}
+
+/// r[t] = -beta kl[t], and the row's score is added to its last token that counts. Masked tokens
+/// get 0. The score of a row without such a token reaches nothing: there is no action to credit.
+/// @param scores (rows)   @param kl, mask, rewards (tokens)
+inline void shape_rewards(std::span<index_t const> offsets, std::span<double const> kl,
+                          std::span<double const> scores, MaskView mask, double beta,
+                          std::span<double> rewards) {
+  check_offsets(offsets, static_cast<index_t>(mask.size()));
+  expects(kl.size() == mask.size() && rewards.size() == mask.size(),
+          "shaping rewards needs KL, mask and reward for every token");
+  expects(scores.size() + 1 == offsets.size(), "shaping rewards needs one score a row");
+  for (std::size_t t = 0; t < mask.size(); ++t) rewards[t] = mask[t] != 0 ? -beta * kl[t] : 0.0;
+  for (std::size_t i = 0; i < scores.size(); ++i) {
+    auto const begin = static_cast<std::size_t>(offsets[i]);
+    for (auto t = static_cast<std::size_t>(offsets[i + 1]); t-- > begin;) {
+      if (mask[t] == 0) continue;
+      rewards[t] += scores[i];
+      break;
+    }
+  }
+}
+
+/// Divides rewards by their deviation over the mask and keeps their mean; masked tokens stay 0, so
+/// that nothing leaks from them into the advantages of real ones.
+inline void whiten_rewards(std::span<double> rewards, MaskView mask) {
+  masked_whiten(rewards, mask, WhitenMean::keep);
+  clear_masked(rewards, mask);
+}
+
+}  // namespace emprl::rl
