@@ -12,6 +12,8 @@
 #include <vector>
 
 #include "../../examples/corpus/writer.hpp"
+#include "emprl/data/empathetic_dialogues.hpp"
+#include "emprl/data/mental_health.hpp"
 #include "emprl/io/csv.hpp"
 #include "emprl/io/file.hpp"
 #include "support/catch.hpp"
@@ -269,6 +271,29 @@ TEST_CASE("corpus: posts are quoted, shared by the mechanisms, grouped by seeker
     CHECK(by_seeker.size() > 300);
     CHECK(by_seeker.size() < 700);
     if (first.empty()) first = rows;
+  }
+}
+
+TEST_CASE("corpus: the readers of the real data sets read it without a warning", "[corpus][unit]") {
+  TemporaryFolder folder("corpus_readers");
+  CorpusConfig config;
+  config.dialogues = 400;
+  config.posts = 200;
+  auto const counts = write_corpus(folder.path(), config);
+  index_t pairs = 0;
+  for (std::string_view const split : split_names) {
+    auto const read = emprl::data::read_empathetic_dialogues(folder.path() / "dialogues" /
+                                                             (std::string(split) + ".csv"));
+    CHECK(read.warnings.empty());
+    for (auto const& conversation : read.conversations) {
+      CHECK(emprl::data::emotion_index(conversation.emotion).has_value());
+    }
+    pairs += static_cast<index_t>(emprl::data::listener_pairs(read).size());
+  }
+  CHECK(pairs == counts.pairs);
+  for (std::string_view const mechanism : mechanism_names) {
+    fs::path const file = folder.path() / "empathy" / (std::string(mechanism) + "-reddit.csv");
+    CHECK(emprl::data::read_posts(file).size() == 200);
   }
 }
 
