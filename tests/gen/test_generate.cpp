@@ -12,7 +12,8 @@ using gen::SamplingConfig;
 
 namespace {
 
-// Logits are a hash of the context's sum and all tokens so far, so that a mix-up of rows or of positions shows.
+// Logits are a hash of the context's sum and all tokens so far, so that a mix-up of rows or of
+// positions shows.
 struct HashModel {
   using value_type = double;
   struct State {
@@ -43,7 +44,8 @@ struct HashModel {
     REQUIRE(logits.extent(0) == static_cast<index_t>(rows.size()));
     REQUIRE(logits.extent(1) == size);
     REQUIRE(std::is_sorted(rows.begin(), rows.end()));
-    REQUIRE(std::includes(state.last_rows.begin(), state.last_rows.end(), rows.begin(), rows.end()));
+    REQUIRE(
+        std::includes(state.last_rows.begin(), state.last_rows.end(), rows.begin(), rows.end()));
     state.last_rows.assign(rows.begin(), rows.end());
     for (std::size_t i = 0; i < rows.size(); ++i) {
       auto const row = static_cast<std::size_t>(rows[i]);
@@ -87,7 +89,8 @@ std::vector<std::int32_t> to_vector(std::span<std::int32_t const> row) {
 
 }  // namespace
 
-TEST_CASE("generate: responses keep the limits of length and end with </s>", "[gen][generate][unit]") {
+TEST_CASE("generate: responses keep the limits of length and end with </s>",
+          "[gen][generate][unit]") {
   HashModel model;
   Ragged const contexts = contexts_of(97);
   SamplingConfig config = SamplingConfig::emprl();
@@ -107,7 +110,8 @@ TEST_CASE("generate: responses keep the limits of length and end with </s>", "[g
   CHECK(ended);
 }
 
-TEST_CASE("generate: a row's response depends on its id, not on the batch", "[gen][generate][unit]") {
+TEST_CASE("generate: a row's response depends on its id, not on the batch",
+          "[gen][generate][unit]") {
   HashModel model;
   Ragged const contexts = contexts_of(33);
   SamplingConfig const config = SamplingConfig::emprl();
@@ -132,8 +136,8 @@ TEST_CASE("generate: a row's response depends on its id, not on the batch", "[ge
       ids[i] = static_cast<std::uint32_t>(100 + rows[i]);
     }
     Ragged const shuffled = gather_rows(contexts.view(), rows);
-    Ragged const part = gen::generate(model, shuffled.view(), config, 7, 3,
-                                      std::span<std::uint32_t const>(ids));
+    Ragged const part =
+        gen::generate(model, shuffled.view(), config, 7, 3, std::span<std::uint32_t const>(ids));
     for (std::size_t i = 0; i < 33; ++i) {
       REQUIRE(to_vector(part.row(static_cast<index_t>(i))) == to_vector(all.row(rows[i])));
     }
@@ -145,7 +149,8 @@ TEST_CASE("generate: a row's response depends on its id, not on the batch", "[ge
   }
 }
 
-TEST_CASE("generate: greedy follows the largest logit of its own history", "[gen][generate][unit]") {
+TEST_CASE("generate: greedy follows the largest logit of its own history",
+          "[gen][generate][unit]") {
   HashModel model;
   Ragged const contexts = contexts_of(3);
   SamplingConfig config;
@@ -182,9 +187,9 @@ TEST_CASE("generate: mistakes are errors that name the row", "[gen][generate][un
   Ragged const contexts = contexts_of(2);
   SamplingConfig config;
   std::vector<std::uint32_t> const one_id{0};
-  CHECK_THROWS_AS(gen::generate(model, contexts.view(), config, 0, 0,
-                                std::span<std::uint32_t const>(one_id)),
-                  ShapeError);
+  CHECK_THROWS_AS(
+      gen::generate(model, contexts.view(), config, 0, 0, std::span<std::uint32_t const>(one_id)),
+      ShapeError);
   config.temperature = -1.0;
   CHECK_THROWS_AS(gen::generate(model, contexts.view(), config, 0, 0), ConfigError);
   config.temperature = 1.0;

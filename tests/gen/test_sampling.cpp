@@ -100,8 +100,8 @@ TEMPLATE_TEST_CASE("sampling: every draw is the one of the definition", "[gen][s
         std::vector<TestType> const logits(x.begin(), x.end());
         index_t const generated = repeat % 8;
         RngAddress const at{5, Stream::sample, 3, row, 1};
-        std::int32_t const expected = naive_draw(naive_probabilities(x, config, generated),
-                                                 uniform(at));
+        std::int32_t const expected =
+            naive_draw(naive_probabilities(x, config, generated), uniform(at));
         CAPTURE(n, config.top_k, config.top_p, config.temperature, repeat);
         REQUIRE(gen::sample_token(std::span<TestType const>(logits), config, generated, at,
                                   workspace) == expected);
@@ -139,7 +139,8 @@ TEST_CASE("sampling: frequencies agree with the probabilities", "[gen][sampling]
   REQUIRE(cells <= 20);
   // The 99.9 % point of chi-square by Wilson and Hilferty's approximation.
   double const dof = cells - 1;
-  double const bound = dof * std::pow(1.0 - 2.0 / (9.0 * dof) + 3.09 * std::sqrt(2.0 / (9.0 * dof)), 3);
+  double const bound =
+      dof * std::pow(1.0 - 2.0 / (9.0 * dof) + 3.09 * std::sqrt(2.0 / (9.0 * dof)), 3);
   CHECK(chi_square < bound);
 }
 

@@ -18,16 +18,19 @@ namespace emprl::gen {
 /// A model that continues responses token by token, one response for each context of a batch.
 ///
 /// * `M::value_type`: the scalar type of the logits.
-/// * `M::State`: what decoding remembers of a batch (encoded contexts, key-value cache). Movable; outlives the contexts.
+/// * `M::State`: what decoding remembers of a batch (encoded contexts, key-value cache). Movable;
+/// outlives the contexts.
 /// * `m.vocabulary()`: the number of logits a row, constant.
 /// * `m.start(contexts)`: reads the contexts and returns the state before the first token.
-/// * `m.step(state, rows, tokens, logits)`: feeds `tokens[i]` to row `rows[i]` of the batch and writes the logits of the
-///   token that follows to row i of `logits` (rows.size(), vocabulary()). All rows of a call are at the same position: the
-///   first call feeds the start token to every row. `rows` ascends, and each call's rows are among those of the call before:
-///   a row that is left out has ended and never comes back.
+/// * `m.step(state, rows, tokens, logits)`: feeds `tokens[i]` to row `rows[i]` of the batch and
+/// writes the logits of the
+///   token that follows to row i of `logits` (rows.size(), vocabulary()). All rows of a call are at
+///   the same position: the first call feeds the start token to every row. `rows` ascends, and each
+///   call's rows are among those of the call before: a row that is left out has ended and never
+///   comes back.
 ///
-/// A row's logits depend on its context and its tokens alone, within the number format: not on the other rows, nor on when
-/// they end.
+/// A row's logits depend on its context and its tokens alone, within the number format: not on the
+/// other rows, nor on when they end.
 ///
 /// A model of it, in full (the tests decode with one much like it):
 ///
@@ -45,12 +48,12 @@ namespace emprl::gen {
 ///   };
 template <class M>
 concept Decoder = Scalar<typename M::value_type> && std::movable<typename M::State> &&
-                  requires(M& m, M const& cm, typename M::State& state, RaggedView contexts,
-                           std::span<index_t const> rows, std::span<std::int32_t const> tokens,
-                           TensorView<typename M::value_type, 2, Cpu> logits) {
-                    { cm.vocabulary() } -> std::convertible_to<index_t>;
-                    { m.start(contexts) } -> std::same_as<typename M::State>;
-                    { m.step(state, rows, tokens, logits) } -> std::same_as<void>;
-                  };
+    requires(M& m, M const& cm, typename M::State& state, RaggedView contexts,
+             std::span<index_t const> rows, std::span<std::int32_t const> tokens,
+             TensorView<typename M::value_type, 2, Cpu> logits) {
+  { cm.vocabulary() } -> std::convertible_to<index_t>;
+  { m.start(contexts) } -> std::same_as<typename M::State>;
+  { m.step(state, rows, tokens, logits) } -> std::same_as<void>;
+};
 
 }  // namespace emprl::gen

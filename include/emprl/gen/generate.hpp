@@ -20,12 +20,13 @@
 
 namespace emprl::gen {
 
-/// Generates one response for each context. A response ends with `</s>`, which is part of it, or is cut at
-/// `config.max_new_tokens`. Rows that have ended leave the batch.
-/// Token t of a row is drawn at {seed, Stream::sample, step, row_ids[row], t}: the draw belongs to the row's id, whatever
-/// the order or the composition of the batch.
+/// Generates one response for each context. A response ends with `</s>`, which is part of it, or is
+/// cut at `config.max_new_tokens`. Rows that have ended leave the batch. Token t of a row is drawn
+/// at {seed, Stream::sample, step, row_ids[row], t}: the draw belongs to the row's id, whatever the
+/// order or the composition of the batch.
 /// @param row_ids  one id a context; two rows with the same id and context get the same response
-/// @throws ConfigError if the configuration is out of range, ShapeError if the number of ids is not the number of contexts,
+/// @throws ConfigError if the configuration is out of range, ShapeError if the number of ids is not
+/// the number of contexts,
 ///         Error if a logit is NaN or +inf, naming the row
 template <Decoder M>
 Ragged generate(M& model, RaggedView contexts, SamplingConfig const& config, std::uint64_t seed,

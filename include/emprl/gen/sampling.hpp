@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// One token from one row of logits: temperature, top-k and top-p filters, or the most probable token.
+// One token from one row of logits: temperature, top-k and top-p filters, or the most probable
+// token.
 
 #include <algorithm>
 #include <cmath>
@@ -20,16 +21,18 @@
 
 namespace emprl::gen {
 
-/// How responses are drawn. Lengths count generated tokens: `</s>` included, the start token excluded.
+/// How responses are drawn. Lengths count generated tokens: `</s>` included, the start token
+/// excluded.
 struct SamplingConfig {
-  /// Take the most probable token (the lowest id among equals); temperature and filters are not used.
+  /// Take the most probable token (the lowest id among equals); temperature and filters are not
+  /// used.
   bool greedy = false;
   /// Logits are divided by it before the filters.
   double temperature = 1.0;
   /// Keep the k largest logits and all that tie with the k-th; 0 keeps every token.
   index_t top_k = 0;
-  /// Keep the most probable tokens that together reach this probability (after temperature and top-k; the lowest ids
-  /// among equals); 1 keeps every token.
+  /// Keep the most probable tokens that together reach this probability (after temperature and
+  /// top-k; the lowest ids among equals); 1 keeps every token.
   double top_p = 1.0;
   /// `</s>` is barred while it would make a response shorter than this.
   index_t min_new_tokens = 1;
@@ -55,8 +58,9 @@ struct SamplingConfig {
     expects<ConfigError>(start >= 0 && eos >= 0, "start and eos must be token ids");
   }
 
-  /// The sampling of EmpRL: temperature 0.9, top-k 20, 5 to 30 decoder tokens counting the start token. `</s>` may be the
-  /// sixth decoder token at the earliest, which is the fifth generated one; at most 29 are generated.
+  /// The sampling of EmpRL: temperature 0.9, top-k 20, 5 to 30 decoder tokens counting the start
+  /// token. `</s>` may be the sixth decoder token at the earliest, which is the fifth generated
+  /// one; at most 29 are generated.
   static SamplingConfig emprl() {
     SamplingConfig config;
     config.temperature = 0.9;
@@ -67,7 +71,8 @@ struct SamplingConfig {
   }
 };
 
-/// Working memory of sample_token; reused, so that a draw does not allocate once the vocabulary has been seen.
+/// Working memory of sample_token; reused, so that a draw does not allocate once the vocabulary has
+/// been seen.
 template <Scalar T>
 struct SamplerWorkspace {
   std::vector<T> logits;
@@ -79,8 +84,8 @@ struct SamplerWorkspace {
 
 namespace detail {
 
-/// The k-th largest of x (1 <= k <= x.size()). One pass that keeps a few candidates, so that most elements cost one
-/// comparison with the threshold found so far.
+/// The k-th largest of x (1 <= k <= x.size()). One pass that keeps a few candidates, so that most
+/// elements cost one comparison with the threshold found so far.
 template <Scalar T>
 T kth_largest(std::span<T const> x, std::size_t k, std::vector<T>& candidates) {
   std::size_t const capacity = std::min(x.size(), std::max<std::size_t>(2 * k, 256));
@@ -104,8 +109,8 @@ T kth_largest(std::span<T const> x, std::size_t k, std::vector<T>& candidates) {
   return select();
 }
 
-/// Drops from (ids, weights), which are in the order of ids, all but the smallest set of heaviest tokens whose weight
-/// reaches top_p of `total`; returns the weight kept.
+/// Drops from (ids, weights), which are in the order of ids, all but the smallest set of heaviest
+/// tokens whose weight reaches top_p of `total`; returns the weight kept.
 inline double keep_nucleus(std::vector<std::int32_t>& ids, std::vector<double>& weights,
                            std::vector<std::size_t>& order, double top_p, double total) {
   order.resize(weights.size());
@@ -145,9 +150,11 @@ inline double keep_nucleus(std::vector<std::int32_t>& ids, std::vector<double>& 
 }  // namespace detail
 
 /// Draws one token.
-///   barred tokens leave; x = logits / temperature; top-k, then top-p; p = softmax(x of the kept); the draw is the inverse
-///   of p's distribution function, tokens in the order of their ids, at uniform(at).
-/// The temperature cannot change which logits are largest, so the k-th is sought before the division.
+///   barred tokens leave; x = logits / temperature; top-k, then top-p; p = softmax(x of the kept);
+///   the draw is the inverse of p's distribution function, tokens in the order of their ids, at
+///   uniform(at).
+/// The temperature cannot change which logits are largest, so the k-th is sought before the
+/// division.
 /// @param logits               one number a token; -inf is a token of probability 0
 /// @param generated_so_far     tokens that the response already has, the start token excluded
 /// @param at                   address of the draw; not used when greedy
