@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "emprl/core/rng.hpp"
@@ -35,6 +36,7 @@ struct StackParams {
   TensorView<T, 1, D> final_norm;     // (C)
 };
 
+/// All weights of a model.
 template <Scalar T, Device D>
 struct Params {
   TensorView<T, 2, D> shared;   // (V, C)
@@ -48,66 +50,75 @@ struct Params {
   /// Calls f(name, view, extents) for every weight. @see nn::ParameterStore
   template <class F>
   void visit(Config const& c, F&& f) {
+    visit_encoder(c, "", f);
+    visit_stack(c, decoder, "decoder", true, f);
+    if (!c.tie_word_embeddings) f("lm_head.weight", lm_head, std::array<index_t, 2>{c.vocab_size, c.d_model});
+  }
+
+  /// The weights of an encoder alone, each name behind `prefix`; the rest stay empty.
+  template <class F>
+  void visit_encoder(Config const& c, std::string const& prefix, F&& f) {
+    f(prefix + "shared.weight", shared, std::array<index_t, 2>{c.vocab_size, c.d_model});
+    visit_stack(c, encoder, prefix + "encoder", false, f);
+  }
+
+ private:
+  template <class F>
+  static void visit_stack(Config const& c, StackParams<T, D>& stack, std::string const& name,
+                          bool decoder_stack, F&& f) {
     using Matrix = std::array<index_t, 2>;
     using Vector = std::array<index_t, 1>;
-    f("shared.weight", shared, Matrix{c.vocab_size, c.d_model});
-    auto const visit_stack = [&](StackParams<T, D>& stack, std::string const& name, bool decoder_stack) {
-      stack.blocks.resize(static_cast<std::size_t>(decoder_stack ? c.num_decoder_layers : c.num_layers));
-      for (std::size_t i = 0; i < stack.blocks.size(); ++i) {
-        BlockParams<T, D>& b = stack.blocks[i];
-        std::string const layer = name + ".block." + std::to_string(i) + ".layer.";
-        auto const visit_attention = [&](auto& a, std::string const& at) {
-          f(at + ".q.weight", a.q, Matrix{c.inner(), c.d_model});
-          f(at + ".k.weight", a.k, Matrix{c.inner(), c.d_model});
-          f(at + ".v.weight", a.v, Matrix{c.inner(), c.d_model});
-          f(at + ".o.weight", a.o, Matrix{c.d_model, c.inner()});
-        };
-        visit_attention(b.self_attention, layer + "0.SelfAttention");
-        if (i == 0) {
-          f(layer + "0.SelfAttention.relative_attention_bias.weight", stack.relative_bias,
-            Matrix{c.relative_attention_num_buckets, c.num_heads});
-        }
-        f(layer + "0.layer_norm.weight", b.self_norm.weight, Vector{c.d_model});
-        if (decoder_stack) {
-          visit_attention(b.cross_attention, layer + "1.EncDecAttention");
-          f(layer + "1.layer_norm.weight", b.cross_norm.weight, Vector{c.d_model});
-        }
-        std::string const last = layer + (decoder_stack ? "2" : "1");
-        bool const gated = c.feed_forward == nn::Activation::gated_gelu;
-        std::string const dense = last + (gated ? ".DenseReluDense.wi_0.weight" : ".DenseReluDense.wi.weight");
-        f(dense, b.feed_forward.wi, Matrix{c.d_ff, c.d_model});
-        if (gated) f(last + ".DenseReluDense.wi_1.weight", b.feed_forward.wg, Matrix{c.d_ff, c.d_model});
-        f(last + ".DenseReluDense.wo.weight", b.feed_forward.wo, Matrix{c.d_model, c.d_ff});
-        f(last + ".layer_norm.weight", b.feed_forward_norm.weight, Vector{c.d_model});
+    stack.blocks.resize(static_cast<std::size_t>(decoder_stack ? c.num_decoder_layers : c.num_layers));
+    for (std::size_t i = 0; i < stack.blocks.size(); ++i) {
+      BlockParams<T, D>& b = stack.blocks[i];
+      std::string const layer = name + ".block." + std::to_string(i) + ".layer.";
+      auto const visit_attention = [&](auto& a, std::string const& at) {
+        f(at + ".q.weight", a.q, Matrix{c.inner(), c.d_model});
+        f(at + ".k.weight", a.k, Matrix{c.inner(), c.d_model});
+        f(at + ".v.weight", a.v, Matrix{c.inner(), c.d_model});
+        f(at + ".o.weight", a.o, Matrix{c.d_model, c.inner()});
+      };
+      visit_attention(b.self_attention, layer + "0.SelfAttention");
+      if (i == 0) {
+        f(layer + "0.SelfAttention.relative_attention_bias.weight", stack.relative_bias,
+          Matrix{c.relative_attention_num_buckets, c.num_heads});
       }
-      f(name + ".final_layer_norm.weight", stack.final_norm, Vector{c.d_model});
-    };
-    visit_stack(encoder, "encoder", false);
-    visit_stack(decoder, "decoder", true);
-    if (!c.tie_word_embeddings) f("lm_head.weight", lm_head, Matrix{c.vocab_size, c.d_model});
+      f(layer + "0.layer_norm.weight", b.self_norm.weight, Vector{c.d_model});
+      if (decoder_stack) {
+        visit_attention(b.cross_attention, layer + "1.EncDecAttention");
+        f(layer + "1.layer_norm.weight", b.cross_norm.weight, Vector{c.d_model});
+      }
+      std::string const last = layer + (decoder_stack ? "2" : "1");
+      bool const gated = c.feed_forward == nn::Activation::gated_gelu;
+      std::string const dense = last + (gated ? ".DenseReluDense.wi_0.weight" : ".DenseReluDense.wi.weight");
+      f(dense, b.feed_forward.wi, Matrix{c.d_ff, c.d_model});
+      if (gated) f(last + ".DenseReluDense.wi_1.weight", b.feed_forward.wg, Matrix{c.d_ff, c.d_model});
+      f(last + ".DenseReluDense.wo.weight", b.feed_forward.wo, Matrix{c.d_model, c.d_ff});
+      f(last + ".layer_norm.weight", b.feed_forward_norm.weight, Vector{c.d_model});
+    }
+    f(name + ".final_layer_norm.weight", stack.final_norm, Vector{c.d_model});
   }
 };
 
 template <Scalar T, Device D>
 using Parameters = nn::ParameterStore<Params<T, D>, T, D>;
 
-/// Fills the weights as Mesh TensorFlow does: normal numbers with standard deviation 1 for embeddings, (d_model d_kv)^-0.5 for
-/// queries, d_model^-0.5 for keys, values, feed-forward inputs and the relative bias, (heads d_kv)^-0.5 for attention outputs,
-/// d_ff^-0.5 for feed-forward outputs, d_model^-0.5 for an untied output embedding; ones for norms. Each weight has its own
-/// stream of numbers, so that none depends on another's size.
+/// The standard deviation with which Mesh TensorFlow draws a weight of T5: 1 for embeddings, (d_model d_kv)^-0.5 for queries,
+/// d_model^-0.5 for keys, values, feed-forward inputs, the relative bias and an untied output embedding, (heads d_kv)^-0.5 for
+/// attention outputs, d_ff^-0.5 for feed-forward outputs.
+inline double initial_deviation(std::string_view name, Config const& c) {
+  auto const d = static_cast<double>(c.d_model);
+  if (name.ends_with("shared.weight")) return 1.0;
+  if (name.ends_with(".q.weight")) return 1.0 / std::sqrt(d * static_cast<double>(c.d_kv));
+  if (name.ends_with("Attention.o.weight")) return 1.0 / std::sqrt(static_cast<double>(c.inner()));
+  if (name.ends_with(".wo.weight")) return 1.0 / std::sqrt(static_cast<double>(c.d_ff));
+  return 1.0 / std::sqrt(d);
+}
+
+/// Fills the weights with normal numbers of those deviations, norms with ones. Each weight has its own stream of numbers, so
+/// that none depends on another's size.
 template <Scalar T>
 void initialise(Parameters<T, Cpu>& parameters, Config const& c, std::uint64_t seed) {
-  auto const deviation = [&](std::string const& name) {
-    auto const ends = [&](std::string_view tail) {
-      return name.size() >= tail.size() && std::string_view(name).substr(name.size() - tail.size()) == tail;
-    };
-    auto const d = static_cast<double>(c.d_model);
-    if (ends("shared.weight")) return 1.0;
-    if (ends(".q.weight")) return 1.0 / std::sqrt(d * static_cast<double>(c.d_kv));
-    if (ends("Attention.o.weight")) return 1.0 / std::sqrt(static_cast<double>(c.inner()));
-    if (ends(".wo.weight")) return 1.0 / std::sqrt(static_cast<double>(c.d_ff));
-    return 1.0 / std::sqrt(d);
-  };
   std::uint32_t row = 0;
   for (nn::ParameterInfo const& info : parameters.infos()) {
     std::span<T> const values = parameters.span(info);
@@ -115,7 +126,7 @@ void initialise(Parameters<T, Cpu>& parameters, Config const& c, std::uint64_t s
     if (info.shape.size() == 1) {
       for (T& x : values) x = T(1);
     } else {
-      double const sigma = deviation(info.name);
+      double const sigma = initial_deviation(info.name, c);
       for (T& x : values) x = static_cast<T>(sigma * random.normal());
     }
   }
