@@ -33,12 +33,16 @@ struct AttentionInputs {
   Matrix<T> q, k, v, bias_table, prefix_k, prefix_v;
 };
 
+/// How a backward pass comes by the probabilities: as the forward pass made them, or again from the log-sum-exp that it
+/// saved. The second rounds once more at the size of the log-sum-exp; an op that works so is measured against it.
+enum class Probabilities { kept, from_log_sum_exp };
+
 namespace detail {
 
 /// Probabilities of query i of row r and head h over [prefix keys, keys of the row].
 template <class T>
 std::vector<T> probabilities(AttentionShape const& shape, AttentionInputs<T> const& in, index_t r,
-                             index_t i, index_t h) {
+                             index_t i, index_t h, Probabilities how = Probabilities::kept) {
   auto const u = static_cast<std::size_t>(r);
   index_t const q0 = shape.query_offsets[u];
   index_t const k0 = shape.key_offsets[u];
@@ -63,11 +67,16 @@ std::vector<T> probabilities(AttentionShape const& shape, AttentionInputs<T> con
     most = std::max(most, score);
   }
   T sum = 0;
-  for (T& x : p) {
-    x = x == -std::numeric_limits<T>::infinity() ? T(0) : std::exp(x - most);
-    sum += x;
+  auto const shifted_exp = [](T x, T shift) {
+    return x == -std::numeric_limits<T>::infinity() ? T(0) : std::exp(x - shift);
+  };
+  for (T const x : p) sum += shifted_exp(x, most);
+  if (how == Probabilities::from_log_sum_exp) {
+    T const log_sum_exp = most + std::log(sum);
+    for (T& x : p) x = shifted_exp(x, log_sum_exp);
+  } else {
+    for (T& x : p) x = sum > 0 ? shifted_exp(x, most) / sum : T(0);
   }
-  for (T& x : p) x = sum > 0 ? x / sum : T(0);
   return p;
 }
 
@@ -101,7 +110,9 @@ Matrix<T> attention(AttentionShape const& shape, AttentionInputs<T> const& in) {
 /// Gradients of sum(dy * attention(...)) by all inputs, in the shape of the inputs.
 template <class T>
 AttentionInputs<T> attention_backward(AttentionShape const& shape, AttentionInputs<T> const& in,
-                                      Matrix<T> const& dy) {
+                                      Matrix<T> const& dy,
+                                      Probabilities how = Probabilities::kept) {
+  Matrix<T> const y = attention(shape, in);
   AttentionInputs<T> g;
   g.q = Matrix<T>(in.q.rows, in.q.cols);
   g.k = Matrix<T>(in.k.rows, in.k.cols);
@@ -117,9 +128,11 @@ AttentionInputs<T> attention_backward(AttentionShape const& shape, AttentionInpu
     index_t const k0 = shape.key_offsets[r];
     for (index_t i = 0; i < shape.query_offsets[r + 1] - q0; ++i) {
       for (index_t h = 0; h < shape.heads; ++h) {
-        auto const p = detail::probabilities(shape, in, static_cast<index_t>(r), i, h);
+        auto const p = detail::probabilities(shape, in, static_cast<index_t>(r), i, h, how);
         std::vector<T> dp(p.size(), T(0));
+        // sum_j p_j dp_j, which is also dy . y.
         T weighted = 0;
+        for (index_t c = h * dh; c < (h + 1) * dh; ++c) weighted += dy(q0 + i, c) * y(q0 + i, c);
         for (std::size_t j = 0; j < p.size(); ++j) {
           auto const s = static_cast<index_t>(j);
           for (index_t d = 0; d < dh; ++d) {
@@ -128,7 +141,6 @@ AttentionInputs<T> attention_backward(AttentionShape const& shape, AttentionInpu
             dp[j] += out * (s < prefix ? in.prefix_v(s, c) : in.v(k0 + s - prefix, c));
             (s < prefix ? g.prefix_v(s, c) : g.v(k0 + s - prefix, c)) += p[j] * out;
           }
-          weighted += p[j] * dp[j];
         }
         for (std::size_t j = 0; j < p.size(); ++j) {
           auto const s = static_cast<index_t>(j);

@@ -58,8 +58,12 @@ void check_attention(AttentionInputs<T, Cpu> const& in) {
   expects(in.q_offsets.extent(0) == in.k_offsets.extent(0) && in.q_offsets.extent(0) >= 1,
           "attention: queries and keys must have the same number of ragged rows");
   index_t const last = in.q_offsets.extent(0) - 1;
-  expects(in.q_offsets(last) == in.q.extent(0) && in.k_offsets(last) == in.k.extent(0),
-          "attention: offsets must end at the number of packed rows");
+  bool rising = in.q_offsets(0) == 0 && in.k_offsets(0) == 0 && in.q_offsets(last) == in.q.extent(0) &&
+                in.k_offsets(last) == in.k.extent(0);
+  for (index_t b = 0; b < last; ++b) {
+    rising = rising && in.q_offsets(b) <= in.q_offsets(b + 1) && in.k_offsets(b) <= in.k_offsets(b + 1);
+  }
+  expects(rising, "attention: offsets must rise from 0 to the number of packed rows");
   expects(in.prefix_k.extents() == in.prefix_v.extents() &&
               (in.prefix_k.empty() || in.prefix_k.extent(1) == width),
           "attention: prefix keys and values must have the same shape, as wide as q");
@@ -289,8 +293,10 @@ void attention_backward(Cpu& dev, AttentionGradients<T, Cpu> const& out,
           for (index_t j = 0; j < n; ++j) p[j] = exp_branchless(p[j] - log_sum);
           T const* const g = d_o.row(first + i) + h * width;
           T const* const y = o.row(first + i) + h * width;
+          // In the order of summation of row_times_matrix: a query that attends to one key alone has delta == dp to the
+          // last bit, and its score no gradient.
           T delta = T(0);
-          for (index_t d = 0; d < width; ++d) delta += g[d] * y[d];
+          detail::row_times_matrix(g, y, 1, width, 1, &delta);
           detail::row_times_matrix(g, tile.v_t.data(), tile.keys, width, n, ds);
           if (in.dropout.active()) {
             dropout_factors(in.dropout, detail::dropout_row(first + i, in.heads, h), 0, factor.data(), n);

@@ -39,6 +39,16 @@ void attention_decode(Cpu& dev, Out<T, 2, Cpu> o, In<T, 2, Cpu> q,
               cache.k.extent(1) == q.extent(1) && cache.v.extent(1) == q.extent(1) &&
               cache.begin.extent(0) == active && cache.length.extent(0) == active,
           "attention_decode: one cached range for each query row, keys as wide as queries");
+  expects(cache.v.extent(0) == cache.k.extent(0) && (bias.empty() || bias.extent(0) == heads) &&
+              prefix_k.extents() == prefix_v.extents() &&
+              (prefix_k.empty() || prefix_k.extent(1) == q.extent(1)),
+          "attention_decode: as many values as keys, the bias one row a head, a prefix as wide as queries");
+  for (index_t a = 0; a < active; ++a) {
+    expects(cache.begin(a) >= 0 && cache.length(a) >= 0 &&
+                cache.begin(a) + cache.length(a) <= cache.k.extent(0) &&
+                (bias.empty() || cache.length(a) <= bias.extent(1)),
+            "attention_decode: a cached range leaves the cache, or is longer than the bias");
+  }
   index_t const width = q.extent(1) / heads;
   index_t const prefix = prefix_k.extent(0);
   parallel_for(dev, active * heads, 4, [&](index_t first, index_t last) {

@@ -80,7 +80,7 @@ void token_logprob_forward(Cpu& dev, Out<T, 1, Cpu> logp, OptionalOut<T, 1, Cpu>
 
 /// dlogits[n,v] = dlogp[n] ([v = target[n]] - softmax(x[n])_v), written over the logits.
 /// @param logits (N, V), overwritten with its gradient      @param dlogp (N)      @param lse (N), from the forward pass
-/// @throws ShapeError if extents disagree
+/// @throws ShapeError if extents disagree or a target is not a column
 template <Scalar T>
 void token_logprob_backward(Cpu& dev, Out<T, 2, Cpu> logits, In<T, 1, Cpu> dlogp, In<T, 1, Cpu> lse,
                             TensorView<std::int32_t const, 1, Cpu> targets) {
@@ -88,6 +88,9 @@ void token_logprob_backward(Cpu& dev, Out<T, 2, Cpu> logits, In<T, 1, Cpu> dlogp
   index_t const v = logits.extent(1);
   expects(dlogp.extent(0) == n && lse.extent(0) == n && targets.extent(0) == n,
           "token_logprob: one gradient and one target for each row of logits");
+  for (index_t i = 0; i < n; ++i) {
+    expects(targets(i) >= 0 && targets(i) < v, "token_logprob: a target is outside the vocabulary");
+  }
   parallel_for(dev, n, 4, [&](index_t begin, index_t end) {
     for (index_t i = begin; i < end; ++i) {
       T* const x = logits.row(i);
