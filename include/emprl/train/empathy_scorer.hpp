@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The three identifiers as they lie in a folder (er/, ip/, ex/), the function from text to level probabilities that they make,
+// and the reward of PPO that follows from it.
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <memory>
+#include <numeric>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "emprl/empathy/identifier.hpp"
+#include "emprl/empathy/levels.hpp"
+#include "emprl/rl/concepts.hpp"
+#include "emprl/text/batching.hpp"
+#include "emprl/train/model_folder.hpp"
+
+namespace emprl::train {
+
+/// One identifier with its tokenizer. Move-only.
+template <Scalar T>
+struct IdentifierModel {
+  empathy::Identifier<T, Cpu> model;
+  empathy::IdentifierParameters<T, Cpu> weights;
+  text::SentencePieceTokenizer tokenizer;
+
+  IdentifierModel(t5::Config const& config, text::SentencePieceTokenizer spiece)
+      : model(config), weights(config), tokenizer(std::move(spiece)) {
+    expects<ConfigError>(tokenizer.size() <= config.vocab_size,
+                         "the tokenizer has more ids than the identifier's vocabulary.");
+  }
+};
+
+/// @throws IoError naming the file, and the field or tensor in it, that is missing or wrong
+template <Scalar T>
+IdentifierModel<T> load_identifier(std::filesystem::path const& path) {
+  io::HuggingFaceFolder const folder{path};
+  t5::Config const config = config_from_json(io::read_config(folder), folder.config().string());
+  io::SafeTensorsFile const file(io::find_weights(folder));
+  IdentifierModel<T> identifier(config, text::SentencePieceTokenizer(io::find_spiece_model(folder)));
+  read_parameters(file, identifier.weights);
+  return identifier;
+}
+
+/// Writes an identifier's folder: the encoders' configuration, the weights under the published names, the tokenizer.
+/// @throws IoError if a file cannot be written
+template <Scalar T>
+void save_identifier(std::filesystem::path const& path, IdentifierModel<T> const& identifier) {
+  io::ensure_directory(path);
+  io::HuggingFaceFolder const folder{path};
+  io::Json config = config_to_json(identifier.model.config());
+  config["architectures"] = {"EmpathyIdentifier"};
+  io::write_config(folder, config);
+  io::write_file_atomically(folder.tokenizer(), identifier.tokenizer.serialized());
+  write_parameters(folder.weights(), identifier.weights);
+}
+
+/// p[row][level] of one identifier for encoded pairs, `rows_at_once` rows in one pass.
+template <Scalar T>
+std::vector<empathy::MechanismProbabilities> level_probabilities(Cpu& dev, IdentifierModel<T> const& identifier,
+                                                                 text::EncodedPairs const& pairs,
+                                                                 index_t rows_at_once = 64) {
+  std::vector<empathy::MechanismProbabilities> all;
+  std::vector<index_t> rows;
+  for (index_t begin = 0; begin < pairs.rows(); begin += rows_at_once) {
+    rows.resize(static_cast<std::size_t>(std::min(rows_at_once, pairs.rows() - begin)));
+    std::iota(rows.begin(), rows.end(), begin);
+    text::EncodedPairs const part = text::gather_pairs(pairs, rows);
+    ArenaScope scope(dev.scratch);
+    auto logits = dev.scratch.template allocate<T, 2>({part.rows(), empathy::levels});
+    identifier.model.inference(dev, identifier.weights.views(), part.contexts.view(), part.responses.view(),
+                               logits);
+    for (index_t i = 0; i < part.rows(); ++i) {
+      empathy::MechanismProbabilities p{};
+      double const most = static_cast<double>(std::max({logits(i, 0), logits(i, 1), logits(i, 2)}));
+      for (std::size_t l = 0; l < p.size(); ++l) {
+        p[l] = std::exp(static_cast<double>(logits(i, static_cast<index_t>(l))) - most);
+      }
+      double const sum = p[0] + p[1] + p[2];
+      for (double& x : p) x /= sum;
+      all.push_back(p);
+    }
+  }
+  return all;
+}
+
+/// The three identifiers of a folder as one function of text.
+template <Scalar T>
+class EmpathyScorer {
+ public:
+  /// @param folder holds er/, ip/ and ex/
+  /// @throws IoError naming what is missing or wrong
+  EmpathyScorer(Cpu& dev, std::filesystem::path const& folder) : dev_(dev) {
+    for (data::Mechanism const mechanism : data::all_mechanisms) {
+      identifiers_.push_back(load_identifier<T>(folder / std::string(data::mechanism_name(mechanism))));
+    }
+  }
+
+  /// p[row][mechanism][level] of each response to its context, encoded anew with each identifier's own tokenizer.
+  /// @throws ShapeError if there is not one response for each context
+  std::vector<empathy::LevelProbabilities> operator()(std::span<std::string const> contexts,
+                                                      std::span<std::string const> responses) const {
+    expects(contexts.size() == responses.size(), "the identifiers need one response for each context");
+    std::vector<empathy::LevelProbabilities> all(contexts.size());
+    text::TokenLimits const limits;
+    text::EncodedPairs pairs;
+    for (std::size_t k = 0; k < identifiers_.size(); ++k) {
+      auto const& tokenizer = identifiers_[k].tokenizer;
+      if (k == 0 || tokenizer.serialized() != identifiers_[k - 1].tokenizer.serialized()) {
+        pairs.contexts = text::encode_texts(tokenizer, contexts, limits.context);
+        pairs.responses = text::encode_texts(tokenizer, responses, limits.response);
+      }
+      auto const one = level_probabilities(dev_, identifiers_[k], pairs);
+      for (std::size_t i = 0; i < one.size(); ++i) all[i][k] = one[i];
+    }
+    return all;
+  }
+
+ private:
+  Cpu& dev_;
+  std::vector<IdentifierModel<T>> identifiers_;
+};
+
+/// The empathy reward as an rl::RewardModel: R = prod_k p_k(level of the target). An episode's payload holds the target's
+/// data::Levels. The three factors are logged under the mechanisms' names.
+template <class Scorer>
+class EmpathyReward {
+ public:
+  explicit EmpathyReward(Scorer const& scorer,
+                         empathy::MechanismMask mechanisms = empathy::every_mechanism)
+      : scorer_(scorer), mechanisms_(mechanisms) {}
+
+  void operator()(rl::EpisodeBatch const& batch, std::span<float> scores, rl::ScoreLog& log) {
+    std::vector<std::string> contexts, responses;
+    for (rl::Episode const& episode : batch) {
+      contexts.emplace_back(episode.context);
+      responses.emplace_back(episode.response);
+    }
+    auto const all = scorer_(contexts, responses);
+    std::vector<float> factor(batch.size());
+    for (data::Mechanism const mechanism : data::all_mechanisms) {
+      auto const k = static_cast<std::size_t>(mechanism);
+      if (!mechanisms_[k]) continue;
+      for (std::size_t i = 0; i < batch.size(); ++i) {
+        auto const level = static_cast<std::size_t>(batch[i].template payload_as<data::Levels>()[k]);
+        factor[i] = static_cast<float>(all[i][k][level]);
+      }
+      log.add(std::string(data::mechanism_name(mechanism)), factor);
+    }
+    for (std::size_t i = 0; i < batch.size(); ++i) {
+      scores[i] = static_cast<float>(
+          empathy::empathy_reward(all[i], batch[i].template payload_as<data::Levels>(), mechanisms_));
+    }
+  }
+
+ private:
+  Scorer const& scorer_;
+  empathy::MechanismMask mechanisms_;
+};
+
+static_assert(rl::RewardModel<EmpathyReward<EmpathyScorer<float>>>);
+
+}  // namespace emprl::train

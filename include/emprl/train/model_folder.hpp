@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// A T5 as it lies in a folder: config.json, model.safetensors and spiece.model, in Hugging Face's layout; beside them a value
+// head where there is one. Prefixes lie in a folder of their own.
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "emprl/io/hugging_face.hpp"
+#include "emprl/io/safetensors.hpp"
+#include "emprl/nn/value_head.hpp"
+#include "emprl/t5/model.hpp"
+#include "emprl/text/tokenizer.hpp"
+
+namespace emprl::train {
+
+namespace detail {
+
+template <class V>
+V json_field(io::Json const& json, char const* name, V fallback, bool required, std::string const& where) {
+  auto const it = json.find(name);
+  if (it == json.end() || it->is_null()) {
+    if (required) throw IoError(where + ": the field \"" + name + "\" is missing.");
+    return fallback;
+  }
+  bool const fits = std::is_same_v<V, bool>          ? it->is_boolean()
+                    : std::is_integral_v<V>          ? it->is_number_integer()
+                    : std::is_floating_point_v<V>    ? it->is_number()
+                                                     : it->is_string();
+  if (!fits) throw IoError(where + ": the field \"" + std::string(name) + "\" has the wrong type.");
+  return it->get<V>();
+}
+
+}  // namespace detail
+
+/// The configuration in a config.json of Hugging Face's T5.
+/// @throws IoError naming the file and the field that is missing, of the wrong type, or not supported
+inline t5::Config config_from_json(io::Json const& json, std::string const& where) {
+  if (!json.is_object()) throw IoError(where + ": an object was expected.");
+  auto const integer = [&](char const* name, index_t fallback, bool required) {
+    return detail::json_field<index_t>(json, name, fallback, required, where);
+  };
+  std::string const type = detail::json_field<std::string>(json, "model_type", "t5", false, where);
+  if (type != "t5") throw IoError(where + ": model_type is \"" + type + "\"; only \"t5\" is understood.");
+  t5::Config c;
+  c.vocab_size = integer("vocab_size", 0, true);
+  c.d_model = integer("d_model", 0, true);
+  c.d_kv = integer("d_kv", 0, true);
+  c.d_ff = integer("d_ff", 0, true);
+  c.num_layers = integer("num_layers", 0, true);
+  c.num_decoder_layers = integer("num_decoder_layers", c.num_layers, false);
+  c.num_heads = integer("num_heads", 0, true);
+  auto const small = [&](char const* name, index_t fallback) {
+    return static_cast<int>(std::clamp<index_t>(integer(name, fallback, false), -1, 1 << 30));
+  };
+  c.relative_attention_num_buckets = small("relative_attention_num_buckets", 32);
+  c.relative_attention_max_distance = small("relative_attention_max_distance", 128);
+  c.dropout_rate = detail::json_field<double>(json, "dropout_rate", 0.1, false, where);
+  c.layer_norm_epsilon = detail::json_field<double>(json, "layer_norm_epsilon", 1e-6, false, where);
+  std::string const projection =
+      detail::json_field<std::string>(json, "feed_forward_proj", "relu", false, where);
+  if (projection == "gated-gelu") {
+    c.feed_forward = nn::Activation::gated_gelu;
+  } else if (projection != "relu") {
+    throw IoError(where + ": feed_forward_proj is \"" + projection +
+                  "\"; \"relu\" and \"gated-gelu\" are understood.");
+  }
+  c.tie_word_embeddings = detail::json_field<bool>(json, "tie_word_embeddings", true, false, where);
+  constexpr index_t most = index_t{1} << 24;
+  for (index_t const extent : {c.vocab_size, c.d_model, c.d_kv, c.d_ff, c.num_heads}) {
+    if (extent > most) throw IoError(where + ": a dimension of " + std::to_string(extent) + " is not plausible.");
+  }
+  if (c.num_layers > 1024 || c.num_decoder_layers > 1024) {
+    throw IoError(where + ": more than 1024 layers are not plausible.");
+  }
+  try {
+    c.validate();
+  } catch (ConfigError const& error) {
+    throw IoError(where + ": " + error.what() + ".");
+  }
+  return c;
+}
+
+/// The same, for writing: what transformers' T5ForConditionalGeneration reads.
+inline io::Json config_to_json(t5::Config const& c) {
+  bool const gated = c.feed_forward == nn::Activation::gated_gelu;
+  return {{"architectures", {"T5ForConditionalGeneration"}},
+          {"model_type", "t5"},
+          {"is_encoder_decoder", true},
+          {"vocab_size", c.vocab_size},
+          {"d_model", c.d_model},
+          {"d_kv", c.d_kv},
+          {"d_ff", c.d_ff},
+          {"num_layers", c.num_layers},
+          {"num_decoder_layers", c.num_decoder_layers},
+          {"num_heads", c.num_heads},
+          {"relative_attention_num_buckets", c.relative_attention_num_buckets},
+          {"relative_attention_max_distance", c.relative_attention_max_distance},
+          {"dropout_rate", c.dropout_rate},
+          {"layer_norm_epsilon", c.layer_norm_epsilon},
+          {"feed_forward_proj", gated ? "gated-gelu" : "relu"},
+          {"tie_word_embeddings", c.tie_word_embeddings},
+          {"pad_token_id", t5::pad_id},
+          {"eos_token_id", t5::end_id},
+          {"decoder_start_token_id", t5::decoder_start_id},
+          {"torch_dtype", "float32"}};
+}
+
+/// Reads named parameters from a safetensors file, F16 and BF16 widened. Tensors of the file that the model has no use for are
+/// returned by name, for a warning.
+/// @throws IoError naming the file and the tensor that is missing or has another shape
+template <class P, Scalar T>
+std::vector<std::string> read_parameters(io::SafeTensorsFile const& file,
+                                         nn::ParameterStore<P, T, Cpu> const& store) {
+  std::map<std::string, bool> used;
+  for (nn::ParameterInfo const& info : store.infos()) {
+    file.copy_to(info.name, store.span(info), std::span<index_t const>(info.shape));
+    used[info.name] = true;
+  }
+  std::vector<std::string> extra;
+  for (std::string const& name : file.names()) {
+    // Old T5 files repeat the shared embedding under the names of its users.
+    bool const repeated = used.count("shared.weight") != 0 &&
+                          (name == "encoder.embed_tokens.weight" || name == "decoder.embed_tokens.weight" ||
+                           name == "lm_head.weight");
+    if (used.count(name) == 0 && !repeated) extra.push_back(name);
+  }
+  return extra;
+}
+
+/// Writes named parameters as one safetensors file, atomically.
+/// @throws IoError if the file cannot be written; what was there before stays
+template <class P, Scalar T>
+void write_parameters(std::filesystem::path const& path, nn::ParameterStore<P, T, Cpu> const& store) {
+  std::vector<io::TensorToWrite> tensors;
+  for (nn::ParameterInfo const& info : store.infos()) {
+    tensors.push_back(io::tensor_to_write<T>(info.name, info.shape, store.span(info)));
+  }
+  io::write_safetensors(path, tensors, {{"format", "pt"}});
+}
+
+/// The weights of nn::ValueHead.
+template <Scalar T>
+using ValueHeadParameters = nn::ParameterStore<typename nn::ValueHead<T, Cpu>::Params, T, Cpu>;
+
+/// Trained prefixes of all layers.
+template <Scalar T>
+using PrefixParameters = nn::ParameterStore<t5::Prefixes<T, Cpu>, T, Cpu>;
+
+/// A T5 with all that it needs to work on text. Move-only.
+template <Scalar T>
+struct Generator {
+  t5::Model<T, Cpu> model;
+  t5::Parameters<T, Cpu> weights;
+  text::SentencePieceTokenizer tokenizer;
+  PrefixParameters<T> prefix;          ///< without elements: no prefix
+  ValueHeadParameters<T> value_head;   ///< without elements: none
+  std::vector<std::string> warnings;   ///< of loading: tensors that were not used
+
+  t5::Config const& config() const { return model.config(); }
+  t5::Prefixes<T, Cpu> const& prefixes() const { return prefix.views(); }
+
+  Generator(t5::Config const& config, text::SentencePieceTokenizer spiece)
+      : model(config), weights(config), tokenizer(std::move(spiece)) {
+    expects<ConfigError>(tokenizer.size() <= config.vocab_size,
+                         "the tokenizer has " + std::to_string(tokenizer.size()) +
+                             " ids (sentinels included), more than the model's vocabulary of " +
+                             std::to_string(config.vocab_size) + ".");
+  }
+
+  /// A second model with the same weights, prefix and value head.
+  Generator clone() const {
+    Generator copy(config(), text::SentencePieceTokenizer(tokenizer.serialized(), "spiece.model"));
+    std::copy_n(weights.span().begin(), weights.size(), copy.weights.span().begin());
+    if (prefix.size() > 0) {
+      copy.prefix = PrefixParameters<T>(prefix_shape());
+      std::copy_n(prefix.span().begin(), prefix.size(), copy.prefix.span().begin());
+    }
+    if (value_head.size() > 0) {
+      copy.value_head = ValueHeadParameters<T>(config().d_model);
+      std::copy_n(value_head.span().begin(), value_head.size(), copy.value_head.span().begin());
+    }
+    return copy;
+  }
+
+  typename t5::Prefixes<T, Cpu>::Shape prefix_shape() const {
+    return {config(), prefix.size() > 0 ? prefix.views().encoder.extent(0) : 0};
+  }
+};
+
+/// Reads a model folder, and an adapter folder if one is named.
+/// @throws IoError naming the file, and the field or tensor in it, that is missing or wrong
+template <Scalar T>
+Generator<T> load_generator(std::filesystem::path const& path, std::filesystem::path const& adapter = {}) {
+  io::HuggingFaceFolder const folder{path};
+  t5::Config const config = config_from_json(io::read_config(folder), folder.config().string());
+  io::SafeTensorsFile const file(io::find_weights(folder));
+  // The file is checked against the configuration before memory for the weights is asked for.
+  std::vector<index_t> const shared{config.vocab_size, config.d_model};
+  if (file.contains("shared.weight") && file.info("shared.weight").shape != shared) {
+    throw IoError(file.path().string() + ": shared.weight does not have the shape that " +
+                  folder.config().string() + " gives it.");
+  }
+  Generator<T> generator(config, text::SentencePieceTokenizer(io::find_spiece_model(folder)));
+  for (std::string const& name : read_parameters(file, generator.weights)) {
+    generator.warnings.push_back(file.path().string() + ": the tensor " + name + " is not used.");
+  }
+  if (auto const head = path / "value_head.safetensors"; std::filesystem::exists(head)) {
+    generator.value_head = ValueHeadParameters<T>(config.d_model);
+    read_parameters(io::SafeTensorsFile(head), generator.value_head);
+  }
+  if (!adapter.empty()) load_prefix(adapter, generator);
+  return generator;
+}
+
+/// Writes a model folder: configuration, tokenizer, weights, and the value head if there is one. Prefixes are not part of it.
+/// @throws IoError if a file cannot be written
+template <Scalar T>
+void save_generator(std::filesystem::path const& path, Generator<T> const& generator) {
+  io::ensure_directory(path);
+  io::HuggingFaceFolder const folder{path};
+  io::write_config(folder, config_to_json(generator.config()));
+  io::write_file_atomically(folder.tokenizer(), generator.tokenizer.serialized());
+  if (generator.value_head.size() > 0) {
+    write_parameters(path / "value_head.safetensors", generator.value_head);
+  }
+  write_parameters(folder.weights(), generator.weights);
+}
+
+/// Reads prefixes that save_prefix wrote.
+/// @throws IoError if they do not belong to a model of this shape
+template <Scalar T>
+void load_prefix(std::filesystem::path const& path, Generator<T>& generator) {
+  auto const where = path / "adapter_config.json";
+  io::Json const json = io::read_json_file(where);
+  std::string const type = detail::json_field<std::string>(json, "adapter_type", "", true, where.string());
+  if (type != "prefix") {
+    throw IoError(where.string() + ": adapter_type is \"" + type + "\"; only \"prefix\" is understood.");
+  }
+  auto const length = detail::json_field<index_t>(json, "length", 0, true, where.string());
+  if (length < 0 || length > 4096) {
+    throw IoError(where.string() + ": a prefix of " + std::to_string(length) + " positions is not plausible.");
+  }
+  generator.prefix = PrefixParameters<T>(typename t5::Prefixes<T, Cpu>::Shape{generator.config(), length});
+  read_parameters(io::SafeTensorsFile(path / "adapter.safetensors"), generator.prefix);
+}
+
+/// Writes the prefixes alone: adapter.safetensors holds prefix.encoder, prefix.decoder and prefix.cross, each
+/// (length, layers * 2 * inner): key and value of layer 0, of layer 1, ...
+/// @throws IoError if a file cannot be written
+template <Scalar T>
+void save_prefix(std::filesystem::path const& path, Generator<T> const& generator) {
+  io::ensure_directory(path);
+  write_parameters(path / "adapter.safetensors", generator.prefix);
+  io::write_json_file(path / "adapter_config.json",
+                      {{"adapter_type", "prefix"}, {"length", generator.prefix_shape().length}});
+}
+
+}  // namespace emprl::train

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// T5 as the roles that generation and PPO know: a Decoder, an ActorCritic, a ReferencePolicy.
+
+#include <algorithm>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "emprl/gen/generate.hpp"
+#include "emprl/ops/token_logprob.hpp"
+#include "emprl/rl/concepts.hpp"
+#include "emprl/train/model_folder.hpp"
+
+namespace emprl::train {
+
+/// Rows of logits that exist at one time when nothing has to be kept: 512 rows of a vocabulary of 32128 are 66 MB.
+inline constexpr index_t logit_rows = 512;
+
+/// log p of each response token under a model's full softmax at temperature 1, without dropout and without keeping anything.
+/// @param logp    one number a response token, written
+/// @param values  the value head's number for each token; empty if not needed
+/// @param entropy of the distribution each token was drawn from; empty if not needed
+template <Scalar T>
+void token_logprobs(Cpu& dev, Generator<T> const& g, RaggedView contexts, RaggedView responses,
+                    std::span<T> logp, std::span<T> values = {}, std::span<T> entropy = {}) {
+  ArenaScope scope(dev.scratch);
+  index_t const n = responses.tokens();
+  expects(static_cast<index_t>(logp.size()) == n, "token_logprobs: one number for each response token");
+  auto hidden = dev.scratch.template allocate<T, 2>({n, g.config().d_model});
+  g.model.inference(dev, g.weights.views(), g.prefixes(), contexts, responses, hidden);
+  if (!values.empty()) {
+    nn::ValueHead<T, Cpu>{}.inference(dev, g.value_head.views(), hidden, TensorView<T, 1, Cpu>(values.data(), {n}));
+  }
+  index_t const chunk = std::min(n, logit_rows);
+  auto logits = dev.scratch.template allocate<T, 2>({chunk, g.config().vocab_size});
+  auto lse = dev.scratch.template allocate<T, 1>({chunk});
+  for (index_t begin = 0; begin < n; begin += chunk) {
+    index_t const rows = std::min(chunk, n - begin);
+    auto const part = logits.rows(0, rows);
+    g.model.logits(dev, g.weights.views(), hidden.rows(begin, begin + rows), part);
+    token_logprob_forward(
+        dev, TensorView<T, 1, Cpu>(logp.data() + begin, {rows}), lse.rows(0, rows),
+        entropy.empty() ? TensorView<T, 1, Cpu>{} : TensorView<T, 1, Cpu>(entropy.data() + begin, {rows}),
+        part, TensorView<std::int32_t const, 1, Cpu>(responses.ids.data() + begin, {rows}));
+  }
+}
+
+/// T5 as a gen::Decoder: cached, one token a row and step.
+template <Scalar T>
+class T5Decoder {
+ public:
+  using value_type = T;
+  using State = t5::KvCache<T, Cpu>;
+
+  T5Decoder(Cpu& dev, Generator<T> const& generator) : dev_(dev), generator_(generator) {}
+
+  index_t vocabulary() const { return generator_.config().vocab_size; }
+
+  State start(RaggedView contexts) {
+    return generator_.model.start(dev_, generator_.weights.views(), generator_.prefixes(), contexts);
+  }
+
+  void step(State& state, std::span<index_t const> rows, std::span<std::int32_t const> tokens,
+            TensorView<T, 2, Cpu> logits) {
+    ArenaScope scope(dev_.scratch);
+    auto const active = static_cast<index_t>(rows.size());
+    auto hidden = dev_.scratch.template allocate<T, 2>({active, generator_.config().d_model});
+    generator_.model.decoder().step(dev_, generator_.weights.views(), generator_.prefixes(), state, rows,
+                                    {tokens.data(), {active}}, hidden);
+    generator_.model.logits(dev_, generator_.weights.views(), hidden, logits);
+  }
+
+ private:
+  Cpu& dev_;
+  Generator<T> const& generator_;
+};
+
+static_assert(gen::Decoder<T5Decoder<float>>);
+
+/// A sampling configuration that never draws an id that the tokenizer cannot decode.
+template <Scalar T>
+gen::SamplingConfig barred_beyond_tokenizer(gen::SamplingConfig config, Generator<T> const& generator) {
+  for (index_t id = generator.tokenizer.size(); id < generator.config().vocab_size; ++id) {
+    config.barred.push_back(static_cast<std::int32_t>(id));
+  }
+  return config;
+}
+
+/// T5 with a value head as an rl::ActorCritic: one trunk, two heads, whose gradients add up at the decoder's last state. No
+/// dropout: PPO compares log-probabilities of the same function.
+template <Scalar T>
+class T5ActorCritic {
+ public:
+  using Scalar = T;
+
+  struct Context {
+    std::unique_ptr<ArenaScope> scope;  // releases what forward kept
+    typename t5::Model<T, Cpu>::Context model;
+    typename nn::ValueHead<T, Cpu>::Context value;
+    TensorView<T, 2, Cpu> hidden, logits;
+    TensorView<T, 1, Cpu> lse, entropy;
+    std::span<std::int32_t const> targets;
+  };
+
+  /// @param gradients of the weights, and value_gradients of the value head: both accumulated by backward
+  T5ActorCritic(Cpu& dev, Generator<T> const& generator, t5::Params<T, Cpu> const& gradients,
+                t5::Prefixes<T, Cpu> const& prefix_gradients,
+                typename nn::ValueHead<T, Cpu>::Params const& value_gradients)
+      : dev_(dev),
+        generator_(generator),
+        gradients_(gradients),
+        prefix_gradients_(prefix_gradients),
+        value_gradients_(value_gradients) {
+    expects<ConfigError>(generator.value_head.size() > 0, "an actor-critic needs a model with a value head.");
+  }
+
+  void forward(rl::TokenBatch const& batch, std::span<T> logp, std::span<T> values, Context& context) {
+    context.scope.reset();
+    context.scope = std::make_unique<ArenaScope>(dev_.saved);
+    index_t const n = batch.tokens();
+    context.hidden = dev_.saved.template allocate<T, 2>({n, generator_.config().d_model});
+    context.logits = dev_.saved.template allocate<T, 2>({n, generator_.config().vocab_size});
+    context.lse = dev_.saved.template allocate<T, 1>({n});
+    context.entropy = dev_.saved.template allocate<T, 1>({n});
+    context.targets = batch.responses.ids;
+    DropoutSites no_dropout;
+    generator_.model.forward(dev_, generator_.weights.views(), generator_.prefixes(), batch.contexts,
+                             batch.responses, context.hidden, context.model, no_dropout);
+    value_head_.forward(dev_, generator_.value_head.views(), context.hidden,
+                        TensorView<T, 1, Cpu>(values.data(), {n}), context.value);
+    generator_.model.logits(dev_, generator_.weights.views(), context.hidden, context.logits);
+    token_logprob_forward(dev_, TensorView<T, 1, Cpu>(logp.data(), {n}), context.lse, context.entropy,
+                          context.logits, targets(context));
+  }
+
+  void inference(rl::TokenBatch const& batch, std::span<T> logp, std::span<T> values) {
+    token_logprobs(dev_, generator_, batch.contexts, batch.responses, logp, values);
+  }
+
+  void entropy(std::span<T> out, Context const& context) const {
+    std::copy_n(context.entropy.data(), out.size(), out.data());
+  }
+
+  /// Gradients += . The context is used up.
+  void backward(std::span<T const> dlogp, std::span<T const> dvalues, Context& context) {
+    ArenaScope scope(dev_.scratch);
+    auto const n = static_cast<index_t>(dlogp.size());
+    auto dhidden = dev_.scratch.template allocate<T, 2>(context.hidden.extents());
+    token_logprob_backward(dev_, context.logits, TensorView<T const, 1, Cpu>(dlogp.data(), {n}),
+                           context.lse, targets(context));
+    generator_.model.logits_backward(dev_, generator_.weights.views(), gradients_, context.logits,
+                                     context.hidden, dhidden);
+    value_head_.backward(dev_, generator_.value_head.views(), value_gradients_,
+                         TensorView<T const, 1, Cpu>(dvalues.data(), {n}), dhidden, context.value);
+    generator_.model.backward(dev_, generator_.weights.views(), gradients_, prefix_gradients_, dhidden,
+                              context.model);
+    context.scope.reset();
+  }
+
+ private:
+  static TensorView<std::int32_t const, 1, Cpu> targets(Context const& context) {
+    return {context.targets.data(), {static_cast<index_t>(context.targets.size())}};
+  }
+
+  Cpu& dev_;
+  Generator<T> const& generator_;
+  nn::ValueHead<T, Cpu> value_head_;
+  t5::Params<T, Cpu> gradients_;
+  t5::Prefixes<T, Cpu> prefix_gradients_;
+  typename nn::ValueHead<T, Cpu>::Params value_gradients_;
+};
+
+static_assert(rl::InferringActor<T5ActorCritic<float>> && rl::ReportsEntropy<T5ActorCritic<float>>);
+
+/// A frozen T5 as an rl::ReferencePolicy.
+template <Scalar T>
+class T5Reference {
+ public:
+  T5Reference(Cpu& dev, Generator<T> const& generator) : dev_(dev), generator_(generator) {}
+
+  void logprobs(rl::TokenBatch const& batch, std::span<T> logp) {
+    token_logprobs(dev_, generator_, batch.contexts, batch.responses, logp);
+  }
+
+ private:
+  Cpu& dev_;
+  Generator<T> const& generator_;
+};
+
+static_assert(rl::ReferencePolicy<T5Reference<float>, float>);
+
+}  // namespace emprl::train
