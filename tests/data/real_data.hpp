@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The real data sets are not part of the project. Tests that want them look where EMPRL_DATA points.
+// The real data sets are not part of the project. Tests that want them look where EMPRL_DATA
+// points.
 
 #include <cstdlib>
 #include <filesystem>

@@ -9,13 +9,13 @@
 #include "io/temporary_folder.hpp"
 #include "support/catch.hpp"
 
+using Catch::Matchers::ContainsSubstring;
 using emprl::IoError;
 using emprl::data::Conversations;
 using emprl::data::listener_pairs;
 using emprl::data::Pair;
 using emprl::data::parse_empathetic_dialogues;
 using emprl::test::message_of;
-using Catch::Matchers::ContainsSubstring;
 
 namespace {
 
@@ -44,8 +44,7 @@ TEST_CASE("empathetic_dialogues: even turns are responses to all that came befor
           row("c1", "4", "Ciao") + row("c1", "5", "End") + row("c2", "1", "alone"),
       "train.csv");
   CHECK(data.warnings.empty());
-  CHECK(texts(listener_pairs(data)) ==
-        "c1:2[Hi, \"you->Hello]c1:4[Hi, \"you Hello Bye->Ciao]");
+  CHECK(texts(listener_pairs(data)) == "c1:2[Hi, \"you->Hello]c1:4[Hi, \"you Hello Bye->Ciao]");
   CHECK(listener_pairs(data)[0].emotion == "sad");
   CHECK(data.conversations[0].prompt == "a prompt");
   CHECK(texts(listener_pairs(data, {" </t> ", 2})) ==
@@ -58,10 +57,10 @@ TEST_CASE("empathetic_dialogues: even turns are responses to all that came befor
 
 TEST_CASE("empathetic_dialogues: speaker_idx, row order, CRLF and a byte order mark do not matter",
           "[data][empathetic_dialogues][unit]") {
-  auto const data = parse_empathetic_dialogues(
-      "\xEF\xBB\xBF" + header + "c1,2,sad,p,17,b,,\r\n" + "c2,1,joyful,p,3,x,,\r\n" +
-          "c1,1,sad,p,17,a,,\r\n" + "c2,2,joyful,p,3,y,,",
-      "f");
+  auto const data = parse_empathetic_dialogues("\xEF\xBB\xBF" + header + "c1,2,sad,p,17,b,,\r\n" +
+                                                   "c2,1,joyful,p,3,x,,\r\n" +
+                                                   "c1,1,sad,p,17,a,,\r\n" + "c2,2,joyful,p,3,y,,",
+                                               "f");
   CHECK(data.warnings.empty());
   CHECK(texts(listener_pairs(data)) == "c1:2[a->b]c2:2[x->y]");
 }
@@ -70,16 +69,16 @@ TEST_CASE("empathetic_dialogues: a broken row is reported and nothing after it i
           "[data][empathetic_dialogues][bad_input]") {
   std::string const good = row("c1", "1", "a") + row("c1", "2", "b") + row("c1", "3", "c");
   auto const with = [&](std::string const& broken) {
-    return parse_empathetic_dialogues(
-        header + good + broken + row("c1", "5", "e") + row("c1", "6", "f") + row("c2", "1", "x") +
-            row("c2", "2", "y"),
-        "t.csv");
+    return parse_empathetic_dialogues(header + good + broken + row("c1", "5", "e") +
+                                          row("c1", "6", "f") + row("c2", "1", "x") +
+                                          row("c2", "2", "y"),
+                                      "t.csv");
   };
   std::string const kept = "c1:2[a->b]c2:2[x->y]";
   for (std::string const broken :
        {"c1,4,sad,p,0,d, unescaped,,\n", "c1,4,sad,p,0,d\n", "c1,4,sad,p,0,d,5|5|5,,\n",
-        "c1,four,sad,p,0,d,,\n", "c1,4,sad,p,0, ,,\n", "c1,-4,sad,p,0,d,,\n",
-        "c1,4x,sad,p,0,d,,\n", "c1,99999999999999999999,sad,p,0,d,,\n", "\n"}) {
+        "c1,four,sad,p,0,d,,\n", "c1,4,sad,p,0, ,,\n", "c1,-4,sad,p,0,d,,\n", "c1,4x,sad,p,0,d,,\n",
+        "c1,99999999999999999999,sad,p,0,d,,\n", "\n"}) {
     INFO(broken);
     Conversations const data = with(broken);
     CHECK(texts(listener_pairs(data)) == kept);

@@ -9,13 +9,13 @@
 #include "io/temporary_folder.hpp"
 #include "support/catch.hpp"
 
+using Catch::Matchers::ContainsSubstring;
 using emprl::IoError;
 using emprl::data::Mechanism;
 using emprl::data::Post;
 using emprl::data::Split;
 using emprl::test::message_of;
 using emprl::test::TemporaryFolder;
-using Catch::Matchers::ContainsSubstring;
 
 namespace {
 
@@ -30,8 +30,8 @@ std::vector<Post> parse(std::string const& text) {
 
 TEST_CASE("mental_health: quoted posts with newlines are one row each",
           "[data][mental_health][unit]") {
-  auto const posts = parse(header + "s1,r1,\"I feel\nlow, \"\"really\"\"\",sorry,2,sorry|\n" +
-                           "s2,r2,a,b,0,\n");
+  auto const posts =
+      parse(header + "s1,r1,\"I feel\nlow, \"\"really\"\"\",sorry,2,sorry|\n" + "s2,r2,a,b,0,\n");
   REQUIRE(posts.size() == 2);
   CHECK(posts[0].seeker == "I feel\nlow, \"really\"");
   CHECK(posts[0].level == 2);
@@ -58,21 +58,21 @@ TEST_CASE("mental_health: bad rows are refused by file and line",
   CHECK_THAT(refusal(",r,a,b,1,\n"), ContainsSubstring("sp_id"));
   CHECK_THAT(refusal("s,r,a\xFF,b,1,\n"),
              ContainsSubstring("er.csv:4:") && ContainsSubstring("UTF-8"));
-  CHECK_THAT(message_of<IoError>([] { parse(""); }), ContainsSubstring("er.csv: the file is empty"));
+  CHECK_THAT(message_of<IoError>([] { parse(""); }),
+             ContainsSubstring("er.csv: the file is empty"));
   CHECK_THAT(message_of<IoError>([] { parse(header); }), ContainsSubstring("no posts"));
   CHECK_THAT(message_of<IoError>([] { parse("a,b,c,d,e,f\n1,2,3,4,0,\n"); }),
              ContainsSubstring("er.csv:1:"));
 }
 
-TEST_CASE("mental_health: missing folders and files are named", "[data][mental_health][bad_input]") {
+TEST_CASE("mental_health: missing folders and files are named",
+          "[data][mental_health][bad_input]") {
   TemporaryFolder const folder;
-  CHECK_THAT(message_of<IoError>([&] {
-               emprl::data::load_mental_health(folder.path(), Mechanism::ip);
-             }),
-             ContainsSubstring("interpretations-reddit.csv"));
-  CHECK_THAT(message_of<IoError>([&] {
-               emprl::data::load_mental_health(folder / "nowhere", Mechanism::ip);
-             }),
+  CHECK_THAT(
+      message_of<IoError>([&] { emprl::data::load_mental_health(folder.path(), Mechanism::ip); }),
+      ContainsSubstring("interpretations-reddit.csv"));
+  CHECK_THAT(message_of<IoError>(
+                 [&] { emprl::data::load_mental_health(folder / "nowhere", Mechanism::ip); }),
              ContainsSubstring("nowhere"));
   folder.put("explorations-reddit.csv", header + "s,r,a,b,1,\n");
   CHECK(emprl::data::load_mental_health(folder.path(), Mechanism::ex).size() == 1);

@@ -8,13 +8,13 @@
 #include "io/temporary_folder.hpp"
 #include "support/catch.hpp"
 
+using Catch::Matchers::ContainsSubstring;
 using emprl::IoError;
 using emprl::data::load_pairs;
 using emprl::data::Pair;
 using emprl::data::Split;
 using emprl::test::message_of;
 using emprl::test::TemporaryFolder;
-using Catch::Matchers::ContainsSubstring;
 
 namespace {
 
@@ -54,7 +54,9 @@ TEST_CASE("pairs: JSON lines give context, response, emotion, levels and a name"
 TEST_CASE("pairs: bad lines are refused by file and line", "[data][pairs][bad_input]") {
   TemporaryFolder const folder;
   auto const refusal = [&](std::string const& line) {
-    auto const file = folder.put("p.jsonl", R"({"context": "a", "response": "b"})" "\n" + line);
+    auto const file = folder.put("p.jsonl", R"({"context": "a", "response": "b"})"
+                                            "\n" +
+                                                line);
     std::string const message = message_of<IoError>([&] { load_pairs(file, Split::train); });
     CHECK_THAT(message, ContainsSubstring(file.string() + ":2: "));
     return message;
@@ -110,9 +112,12 @@ TEST_CASE("pairs: a folder's test split falls back to valid and says so", "[data
 
 TEST_CASE("pairs: a tokenizer sees each text of a dialogue once", "[data][pairs][unit]") {
   TemporaryFolder const folder;
-  auto const file = folder.put("p.jsonl", R"({"context": "a", "response": "b"})" "\n"
-                                          R"({"context": "a b c", "response": "d"})" "\n"
-                                          R"({"context": "x", "response": "y"})" "\n");
+  auto const file = folder.put("p.jsonl", R"({"context": "a", "response": "b"})"
+                                          "\n"
+                                          R"({"context": "a b c", "response": "d"})"
+                                          "\n"
+                                          R"({"context": "x", "response": "y"})"
+                                          "\n");
   CHECK(emprl::data::load_texts(file, Split::train) ==
         std::vector<std::string>{"b", "a b c", "d", "x", "y"});
   auto const csv = folder.put("t.csv", header + "c,1,sad,p,0,a,,\nc,2,sad,p,1,b,,\n");

@@ -7,10 +7,10 @@
 #include "io/temporary_folder.hpp"
 #include "support/catch.hpp"
 
+using Catch::Matchers::ContainsSubstring;
 using emprl::IoError;
 using emprl::io::QuotedCsvReader;
 using emprl::test::message_of;
-using Catch::Matchers::ContainsSubstring;
 
 namespace {
 
@@ -59,8 +59,7 @@ TEST_CASE("csv: quoting mistakes and invalid UTF-8 are refused by file and line"
              ContainsSubstring("in.csv:2:") && ContainsSubstring("never closed"));
   CHECK_THAT(refusal("a\n\"x\ny\"z,1\n"),
              ContainsSubstring("in.csv:3:") && ContainsSubstring("closing quote"));
-  CHECK_THAT(refusal("a\nb\n\xFF\n"),
-             ContainsSubstring("in.csv:3:") && ContainsSubstring("UTF-8"));
+  CHECK_THAT(refusal("a\nb\n\xFF\n"), ContainsSubstring("in.csv:3:") && ContainsSubstring("UTF-8"));
   CHECK_THAT(refusal("a\n\"b\n\xC3\n\nc\"\n"),
              ContainsSubstring("in.csv:3:") && ContainsSubstring("UTF-8"));
 }

@@ -10,12 +10,12 @@
 #include "io/temporary_folder.hpp"
 #include "support/catch.hpp"
 
+using Catch::Matchers::ContainsSubstring;
 using emprl::IoError;
 using emprl::test::FullDisk;
 using emprl::test::message_of;
 using emprl::test::slurp;
 using emprl::test::TemporaryFolder;
-using Catch::Matchers::ContainsSubstring;
 
 TEST_CASE("file: what is written is read back, byte for byte", "[io][file][unit]") {
   TemporaryFolder const folder;

@@ -4,11 +4,11 @@
 #include "io/temporary_folder.hpp"
 #include "support/catch.hpp"
 
+using Catch::Matchers::ContainsSubstring;
 using emprl::IoError;
 using emprl::io::HuggingFaceFolder;
 using emprl::test::message_of;
 using emprl::test::TemporaryFolder;
-using Catch::Matchers::ContainsSubstring;
 
 TEST_CASE("hugging_face: a configuration keeps its unknown fields and their order",
           "[io][hugging_face][unit]") {

@@ -7,6 +7,7 @@
 #include "io/temporary_folder.hpp"
 #include "support/catch.hpp"
 
+using Catch::Matchers::ContainsSubstring;
 using emprl::IoError;
 using emprl::io::Json;
 using emprl::io::JsonLine;
@@ -14,7 +15,6 @@ using emprl::io::JsonLinesReader;
 using emprl::test::message_of;
 using emprl::test::slurp;
 using emprl::test::TemporaryFolder;
-using Catch::Matchers::ContainsSubstring;
 
 namespace {
 
@@ -57,13 +57,13 @@ TEST_CASE("json_lines: blank lines, CRLF, a byte order mark and a last line with
 }
 
 TEST_CASE("json_lines: bad lines are refused by file and line", "[io][json_lines][bad_input]") {
-  CHECK_THAT(refusal("{}\n{\"a\":}\n"), ContainsSubstring("in.jsonl:2:") &&
-                                           ContainsSubstring("not valid JSON"));
+  CHECK_THAT(refusal("{}\n{\"a\":}\n"),
+             ContainsSubstring("in.jsonl:2:") && ContainsSubstring("not valid JSON"));
   CHECK_THAT(refusal("{}\n{} {}\n"), ContainsSubstring("in.jsonl:2:"));
-  CHECK_THAT(refusal("\n\n[1]\n"), ContainsSubstring("in.jsonl:3:") &&
-                                       ContainsSubstring("JSON object"));
-  CHECK_THAT(refusal("{\"a\":\"\xFF\"}"), ContainsSubstring("in.jsonl:1:") &&
-                                            ContainsSubstring("UTF-8"));
+  CHECK_THAT(refusal("\n\n[1]\n"),
+             ContainsSubstring("in.jsonl:3:") && ContainsSubstring("JSON object"));
+  CHECK_THAT(refusal("{\"a\":\"\xFF\"}"),
+             ContainsSubstring("in.jsonl:1:") && ContainsSubstring("UTF-8"));
   CHECK_THAT(refusal("{\"a\":\"\\ud800\"}"), ContainsSubstring("in.jsonl:1:"));
   CHECK_THAT(refusal("{\"a\":1e999}"), ContainsSubstring("in.jsonl:1:"));
   CHECK_THAT(refusal("{\"a\":" + std::string(1'000'000, '[')), ContainsSubstring("nested"));

@@ -12,6 +12,7 @@
 #include "io/temporary_folder.hpp"
 #include "support/catch.hpp"
 
+using Catch::Matchers::ContainsSubstring;
 using emprl::index_t;
 using emprl::IoError;
 using emprl::io::SafeTensorsFile;
@@ -19,7 +20,6 @@ using emprl::io::tensor_to_write;
 using emprl::io::TensorToWrite;
 using emprl::test::message_of;
 using emprl::test::TemporaryFolder;
-using Catch::Matchers::ContainsSubstring;
 
 namespace {
 
@@ -53,13 +53,12 @@ TEST_CASE("safetensors: tensors of every type come back as they were", "[io][saf
   std::vector<std::uint8_t> const flags{0, 255, 7};
   std::vector<float> const scalar{42.0F};
   std::vector<float> const none;
-  std::vector<TensorToWrite> const tensors{
-      tensor_to_write("weight", {2, 3}, std::span(weight)),
-      tensor_to_write("flags", {3}, std::span(flags)),
-      tensor_to_write("exact", {2}, std::span(exact)),
-      tensor_to_write("ids", {1, 2}, std::span(ids)),
-      tensor_to_write("scalar", {}, std::span(scalar)),
-      tensor_to_write("none", {0, 5}, std::span(none))};
+  std::vector<TensorToWrite> const tensors{tensor_to_write("weight", {2, 3}, std::span(weight)),
+                                           tensor_to_write("flags", {3}, std::span(flags)),
+                                           tensor_to_write("exact", {2}, std::span(exact)),
+                                           tensor_to_write("ids", {1, 2}, std::span(ids)),
+                                           tensor_to_write("scalar", {}, std::span(scalar)),
+                                           tensor_to_write("none", {0, 5}, std::span(none))};
   auto const path = folder / "t.safetensors";
   emprl::io::write_safetensors(path, tensors, {{"format", "pt"}, {"step", "7 \"quoted\""}});
 
@@ -96,9 +95,9 @@ TEST_CASE("safetensors: tensors of every type come back as they were", "[io][saf
 TEST_CASE("safetensors: half and bfloat16 widen exactly", "[io][safetensors][unit]") {
   TemporaryFolder const folder;
   std::vector<std::pair<std::uint16_t, float>> const halves{
-      {0x3C00, 1.0F},    {0xC000, -2.0F},          {0x7BFF, 65504.0F},
+      {0x3C00, 1.0F},     {0xC000, -2.0F},           {0x7BFF, 65504.0F},
       {0x0001, 0x1p-24F}, {0x03FF, 1023 * 0x1p-24F}, {0x0400, 0x1p-14F},
-      {0x8000, -0.0F},   {0x3555, 0.333251953125F}};
+      {0x8000, -0.0F},    {0x3555, 0.333251953125F}};
   std::vector<std::uint16_t> bits;
   for (auto const& pair : halves) bits.push_back(pair.first);
   bits.push_back(0x7C00);
@@ -225,15 +224,19 @@ TEST_CASE("safetensors: missing tensors, wrong shapes and wrong types are named"
   emprl::io::write_safetensors(folder / "t", tensors);
   SafeTensorsFile const file(folder / "t");
   std::vector<float> out(6);
-  CHECK_THAT(message_of<IoError>([&] { file.copy_to("y", std::span(out), {6}); }),
-             ContainsSubstring("has no tensor \"y\"") &&
-                 ContainsSubstring((folder / "t").string()));
-  CHECK_THAT(message_of<IoError>([&] { file.copy_to("x", std::span(out), {3, 2}); }),
+  CHECK_THAT(
+      message_of<IoError>([&] { file.copy_to("y", std::span(out), {6}); }),
+      ContainsSubstring("has no tensor \"y\"") && ContainsSubstring((folder / "t").string()));
+  CHECK_THAT(message_of<IoError>([&] {
+               file.copy_to("x", std::span(out), {3, 2});
+             }),
              ContainsSubstring("[2, 3]") && ContainsSubstring("[3, 2]"));
   CHECK_THAT(message_of<IoError>([&] { file.copy_to("x", std::span(out), {6}); }),
              ContainsSubstring("[6]"));
   std::vector<std::int32_t> whole(6);
-  CHECK_THAT(message_of<IoError>([&] { file.copy_to("x", std::span(whole), {2, 3}); }),
+  CHECK_THAT(message_of<IoError>([&] {
+               file.copy_to("x", std::span(whole), {2, 3});
+             }),
              ContainsSubstring("F32") && ContainsSubstring("I32"));
   CHECK_THROWS_AS(file.copy_to("x", std::span(out).first(5), {2, 3}), emprl::ShapeError);
 }

@@ -14,7 +14,8 @@ namespace emprl::test {
 inline std::vector<std::string> small_corpus() {
   std::vector<std::string> texts;
   for (char const* who : {"i am", "you are", "my sister is", "everyone was", "they were"}) {
-    for (char const* how : {"so happy", "very sad", "a bit angry", "really proud", "quite lonely"}) {
+    for (char const* how :
+         {"so happy", "very sad", "a bit angry", "really proud", "quite lonely"}) {
       for (char const* what : {"about my dog", "since the party", "because of work",
                                "after the exam", "when nobody called", "at the hospital"}) {
         texts.push_back(std::string(who) + " " + how + " " + what + ".");

@@ -11,11 +11,11 @@
 #include "support/catch.hpp"
 #include "text/small_corpus.hpp"
 
+using Catch::Matchers::ContainsSubstring;
 using emprl::IoError;
-using emprl::text::SentencePieceTokenizer;
 using emprl::test::message_of;
 using emprl::test::TemporaryFolder;
-using Catch::Matchers::ContainsSubstring;
+using emprl::text::SentencePieceTokenizer;
 using Ids = std::vector<std::int32_t>;
 
 TEST_CASE("tokenizer: text comes back and sentinels lie above the pieces",
@@ -46,8 +46,8 @@ TEST_CASE("tokenizer: text comes back and sentinels lie above the pieces",
   CHECK(tokenizer.encode("dog<extra_id_0>happy <extra_id_99>") == expected);
   CHECK(tokenizer.decode(expected) == "dog<extra_id_0> happy<extra_id_99>");
   CHECK(tokenizer.encode("<extra_id_1><extra_id_1>") == Ids{pieces + 98, pieces + 98});
-  for (char const* text_only : {"<extra_id_100>", "<extra_id_>", "<extra_id_07>", "<extra_id_1",
-                                "<extra_id_-1>"}) {
+  for (char const* text_only :
+       {"<extra_id_100>", "<extra_id_>", "<extra_id_07>", "<extra_id_1", "<extra_id_-1>"}) {
     INFO(text_only);
     for (auto const id : tokenizer.encode(text_only)) CHECK(id < pieces);
   }

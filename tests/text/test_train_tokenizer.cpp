@@ -9,11 +9,11 @@
 #include "support/catch.hpp"
 #include "text/small_corpus.hpp"
 
+using Catch::Matchers::ContainsSubstring;
 using emprl::ConfigError;
 using emprl::test::message_of;
 using emprl::text::SentencePieceTokenizer;
 using emprl::text::train_tokenizer;
-using Catch::Matchers::ContainsSubstring;
 
 TEST_CASE("train_tokenizer: the model follows T5's conventions", "[text][train_tokenizer][unit]") {
   SentencePieceTokenizer const tokenizer(emprl::test::small_spiece_model(), "small");

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What the rest of the library knows of data: pairs of a context and a response, posts with a level, and the three
-// mechanisms of empathy (Sharma et al. 2020).
+// What the rest of the library knows of data: pairs of a context and a response, posts with a
+// level, and the three mechanisms of empathy (Sharma et al. 2020).
 
 #include <array>
 #include <cstddef>
@@ -60,7 +60,8 @@ struct Pair {
   std::optional<Levels> levels;
 };
 
-/// One row of Mental Health Subreddits: a seeker's post, a peer's response, and one mechanism's level of the response.
+/// One row of Mental Health Subreddits: a seeker's post, a peer's response, and one mechanism's
+/// level of the response.
 struct Post {
   std::string seeker_id;
   std::string response_id;

@@ -3,17 +3,18 @@
 
 // EmpatheticDialogues (Rashkin et al. 2019), official CSV:
 //   conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags
-// There is no quoting: every comma separates, a double quote is data, and a comma inside text is written "_comma_". The
-// listener's turns are those of even utterance_idx; speaker_idx differs between public copies and is not used.
+// There is no quoting: every comma separates, a double quote is data, and a comma inside text is
+// written "_comma_". The listener's turns are those of even utterance_idx; speaker_idx differs
+// between public copies and is not used.
 //
-// A row that is broken (a wrong column count, an utterance_idx that is no positive number, a blank utterance, a turn
-// given twice) is reported and left out. The turns that remain are never moved together: a listener's turn becomes a
-// pair only if all turns before it are there, so whatever follows a lost row in its conversation is left out as well,
-// and reported.
+// A row that is broken (a wrong column count, an utterance_idx that is no positive number, a blank
+// utterance, a turn given twice) is reported and left out. The turns that remain are never moved
+// together: a listener's turn becomes a pair only if all turns before it are there, so whatever
+// follows a lost row in its conversation is left out as well, and reported.
 //
-// Some copies append a ninth column to the listener's rows, the candidate answers separated by "|". A row of nine is
-// taken as such when its seventh column holds ratings and its ninth a "|"; any other row of nine is broken, because then
-// a comma inside the text was not escaped.
+// Some copies append a ninth column to the listener's rows, the candidate answers separated by "|".
+// A row of nine is taken as such when its seventh column holds ratings and its ninth a "|"; any
+// other row of nine is broken, because then a comma inside the text was not escaped.
 
 #include <algorithm>
 #include <array>
@@ -39,12 +40,12 @@ namespace emprl::data {
 
 /// The 32 emotions of EmpatheticDialogues, in alphabetical order.
 inline constexpr std::array<std::string_view, 32> emotions{
-    "afraid",       "angry",       "annoyed",   "anticipating", "anxious",  "apprehensive",
-    "ashamed",      "caring",      "confident", "content",      "devastated", "disappointed",
-    "disgusted",    "embarrassed", "excited",   "faithful",     "furious",  "grateful",
-    "guilty",       "hopeful",     "impressed", "jealous",      "joyful",   "lonely",
-    "nostalgic",    "prepared",    "proud",     "sad",          "sentimental", "surprised",
-    "terrified",    "trusting"};
+    "afraid",    "angry",       "annoyed",   "anticipating", "anxious",     "apprehensive",
+    "ashamed",   "caring",      "confident", "content",      "devastated",  "disappointed",
+    "disgusted", "embarrassed", "excited",   "faithful",     "furious",     "grateful",
+    "guilty",    "hopeful",     "impressed", "jealous",      "joyful",      "lonely",
+    "nostalgic", "prepared",    "proud",     "sad",          "sentimental", "surprised",
+    "terrified", "trusting"};
 
 /// The place of an emotion in `emotions`, if it is one of them.
 inline std::optional<std::size_t> emotion_index(std::string_view name) {
@@ -136,7 +137,8 @@ inline Conversations parse_empathetic_dialogues(std::string_view text, std::stri
       continue;
     }
     index_t index = 0;
-    auto const parsed = std::from_chars(fields[1].data(), fields[1].data() + fields[1].size(), index);
+    auto const parsed =
+        std::from_chars(fields[1].data(), fields[1].data() + fields[1].size(), index);
     if (parsed.ec != std::errc{} || parsed.ptr != fields[1].data() + fields[1].size() ||
         index < 1) {
       warn(lines.number(), "utterance_idx is not a positive number; the row is left out.");
@@ -149,8 +151,8 @@ inline Conversations parse_empathetic_dialogues(std::string_view text, std::stri
     auto const [place, is_new] = known.try_emplace(std::string(fields[0]), turns.size());
     if (is_new) {
       turns.emplace_back();
-      out.conversations.push_back({std::string(fields[0]), std::string(fields[2]),
-                                   detail::restore_commas(fields[3]), {}});
+      out.conversations.push_back(
+          {std::string(fields[0]), std::string(fields[2]), detail::restore_commas(fields[3]), {}});
     }
     turns[place->second].push_back({index, lines.number(), detail::restore_commas(fields[5])});
   }

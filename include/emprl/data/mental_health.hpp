@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Mental Health Subreddits (Sharma et al. 2020): three CSVs, one a mechanism, quoted, with newlines inside fields:
+// Mental Health Subreddits (Sharma et al. 2020): three CSVs, one a mechanism, quoted, with newlines
+// inside fields:
 //   sp_id,rp_id,seeker_post,response_post,level,rationales
-// Some (sp_id, rp_id) repeat, and one seeker's post has several responses: a split by row would leak.
+// Some (sp_id, rp_id) repeat, and one seeker's post has several responses: a split by row would
+// leak.
 
 #include <array>
 #include <cstddef>
@@ -31,7 +33,8 @@ constexpr std::string_view mental_health_file(Mechanism mechanism) {
 }
 
 /// Reads the posts of one mechanism from CSV that is in memory or in a file.
-/// @throws IoError naming file:line for a wrong header, a wrong column count, a blank post or response, a level other
+/// @throws IoError naming file:line for a wrong header, a wrong column count, a blank post or
+/// response, a level other
 ///         than 0, 1, 2, and invalid UTF-8
 inline std::vector<Post> parse_posts(io::QuotedCsvReader& reader, std::string const& name) {
   std::vector<std::string> row;
@@ -93,11 +96,12 @@ struct SplitFractions {
   double test = 0.1;
 };
 
-/// The part that a seeker belongs to: a function of the id and the seed alone, so that it is the same for every
-/// mechanism, for every file, and whatever other rows there are.
+/// The part that a seeker belongs to: a function of the id and the seed alone, so that it is the
+/// same for every mechanism, for every file, and whatever other rows there are.
 inline Split part_of_seeker(std::string_view seeker_id, std::uint64_t seed,
                             SplitFractions const& fractions = {}) {
-  // FNV-1a turns the id into an address; Philox makes the draws at neighbouring addresses independent.
+  // FNV-1a turns the id into an address; Philox makes the draws at neighbouring addresses
+  // independent.
   std::uint64_t hash = 0xCBF29CE484222325u;
   for (char const c : seeker_id) {
     hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001B3u;
@@ -123,13 +127,20 @@ inline PostSplits split_by_seeker(std::span<Post const> posts, std::uint64_t see
                                   SplitFractions const& fractions = {}) {
   expects<ConfigError>(
       fractions.valid >= 0.0 && fractions.test >= 0.0 && fractions.valid + fractions.test < 1.0,
-      "the fractions of seekers to select and to judge on must not be negative and must leave some to train on.");
+      "the fractions of seekers to select and to judge on must not be negative and must leave some "
+      "to train on.");
   PostSplits parts;
   for (Post const& post : posts) {
     switch (part_of_seeker(post.seeker_id, seed, fractions)) {
-      case Split::train: parts.train.push_back(post); break;
-      case Split::valid: parts.valid.push_back(post); break;
-      case Split::test: parts.test.push_back(post); break;
+      case Split::train:
+        parts.train.push_back(post);
+        break;
+      case Split::valid:
+        parts.valid.push_back(post);
+        break;
+      case Split::test:
+        parts.test.push_back(post);
+        break;
     }
   }
   return parts;

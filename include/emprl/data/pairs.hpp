@@ -3,8 +3,9 @@
 
 // Pairs from wherever they come: JSON lines, or a folder of EmpatheticDialogues.
 //
-// JSON lines hold "context" and "response", and may hold "emotion" and "levels": {"er": 0..2, "ip": 0..2, "ex": 0..2}.
-// "id" (text or a whole number) names the pair; without it its name is file:line.
+// JSON lines hold "context" and "response", and may hold "emotion" and "levels": {"er": 0..2, "ip":
+// 0..2, "ex": 0..2}. "id" (text or a whole number) names the pair; without it its name is
+// file:line.
 
 #include <algorithm>
 #include <cstddef>
@@ -79,13 +80,13 @@ inline io::Json levels_to_json(Levels const& levels) {
 
 /// One object as a pair.
 /// @param where "file:line", for messages and for the id of a pair without one
-/// @throws IoError for a context or (where required) a response that is missing, not text or blank; for bad levels
+/// @throws IoError for a context or (where required) a response that is missing, not text or blank;
+/// for bad levels
 inline Pair pair_from_json(io::Json const& object, std::string const& where,
                            Responses responses = Responses::required) {
   Pair pair;
   pair.context = detail::text_field(object, "context", true, where);
-  pair.response =
-      detail::text_field(object, "response", responses == Responses::required, where);
+  pair.response = detail::text_field(object, "response", responses == Responses::required, where);
   if (auto const emotion = object.find("emotion"); emotion != object.end() && !emotion->is_null()) {
     pair.emotion = detail::text_field(object, "emotion", false, where);
   }
@@ -125,14 +126,16 @@ inline std::vector<Pair> read_pairs(std::filesystem::path const& file,
 struct PairSet {
   std::vector<Pair> pairs;
   std::filesystem::path file;
-  Split split = Split::train;         ///< the split that was used; it may differ from the one asked for
-  bool has_splits = false;            ///< false for a single file, which is used whole whatever was asked for
+  Split split = Split::train;  ///< the split that was used; it may differ from the one asked for
+  bool has_splits = false;  ///< false for a single file, which is used whole whatever was asked for
   std::vector<DataWarning> warnings;  ///< rows left out
 };
 
 namespace detail {
 
-inline bool is_csv(std::filesystem::path const& path) { return path.extension() == ".csv"; }
+inline bool is_csv(std::filesystem::path const& path) {
+  return path.extension() == ".csv";
+}
 
 inline PairSet read_pair_file(std::filesystem::path const& file, ContextOptions const& options) {
   PairSet set;
@@ -150,9 +153,9 @@ inline PairSet read_pair_file(std::filesystem::path const& file, ContextOptions 
 
 }  // namespace detail
 
-/// Loads one split. A folder holds train.csv, valid.csv, test.csv (EmpatheticDialogues) or the same names with .jsonl;
-/// where test is absent valid is used instead, and `split` of the result says so. A file (.csv, else JSON lines) is
-/// used whole.
+/// Loads one split. A folder holds train.csv, valid.csv, test.csv (EmpatheticDialogues) or the same
+/// names with .jsonl; where test is absent valid is used instead, and `split` of the result says
+/// so. A file (.csv, else JSON lines) is used whole.
 /// @throws IoError naming what is missing or malformed
 inline PairSet load_pairs(std::filesystem::path const& path, Split split,
                           ContextOptions const& options = {}) {
@@ -179,15 +182,15 @@ inline PairSet load_pairs(std::filesystem::path const& path, Split split,
                 ".csv" + (split == Split::test ? " and no valid.csv." : "."));
 }
 
-/// All texts that a tokenizer should see of one split: each utterance once for EmpatheticDialogues; contexts that no
-/// later context of the same dialogue repeats, and responses, for JSON lines.
+/// All texts that a tokenizer should see of one split: each utterance once for EmpatheticDialogues;
+/// contexts that no later context of the same dialogue repeats, and responses, for JSON lines.
 inline std::vector<std::string> load_texts(std::filesystem::path const& path, Split split) {
   PairSet const set = load_pairs(path, split);
   if (detail::is_csv(set.file)) return utterances(read_empathetic_dialogues(set.file));
   std::vector<std::string> texts;
   for (std::size_t i = 0; i < set.pairs.size(); ++i) {
-    bool const repeated = i + 1 < set.pairs.size() &&
-                          set.pairs[i + 1].context.starts_with(set.pairs[i].context);
+    bool const repeated =
+        i + 1 < set.pairs.size() && set.pairs[i + 1].context.starts_with(set.pairs[i].context);
     if (!repeated) texts.push_back(set.pairs[i].context);
     texts.push_back(set.pairs[i].response);
   }
@@ -200,9 +203,9 @@ struct HeldOut {
   std::vector<Pair> held_out;
 };
 
-/// Cuts a set that has no splits of its own. A dialogue is never cut: a pair whose context begins with the context of
-/// the pair before it belongs to the same dialogue. Which dialogues are held out is a function of the seed and of their
-/// order; neither part is empty.
+/// Cuts a set that has no splits of its own. A dialogue is never cut: a pair whose context begins
+/// with the context of the pair before it belongs to the same dialogue. Which dialogues are held
+/// out is a function of the seed and of their order; neither part is empty.
 /// @throws ConfigError unless 0 < fraction < 1; IoError if there is but one dialogue
 inline HeldOut hold_out(std::span<Pair const> pairs, double fraction, std::uint64_t seed) {
   expects<ConfigError>(fraction > 0.0 && fraction < 1.0,

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Two kinds of comma separated values: without quoting (EmpatheticDialogues, where a double quote is data), and quoted
-// as in RFC 4180, where a field in double quotes may hold commas, newlines and doubled quotes.
+// Two kinds of comma separated values: without quoting (EmpatheticDialogues, where a double quote
+// is data), and quoted as in RFC 4180, where a field in double quotes may hold commas, newlines and
+// doubled quotes.
 
 #include <cstddef>
 #include <filesystem>
@@ -30,8 +31,8 @@ inline std::vector<std::string_view> split_unquoted_csv(std::string_view line) {
   }
 }
 
-/// Reads quoted CSV record by record. A quote inside a field that does not start with one is data, as most writers
-/// and readers have it.
+/// Reads quoted CSV record by record. A quote inside a field that does not start with one is data,
+/// as most writers and readers have it.
 class QuotedCsvReader {
  public:
   /// @throws IoError naming the file if it cannot be read
@@ -45,7 +46,8 @@ class QuotedCsvReader {
         at_(text_.size() - without_byte_order_mark(text_).size()) {}
 
   /// Reads the next record; empty lines are passed over. @return false when there is none
-  /// @throws IoError naming file:line for a quote that never closes, text after a closing quote, or invalid UTF-8
+  /// @throws IoError naming file:line for a quote that never closes, text after a closing quote, or
+  /// invalid UTF-8
   bool next(std::vector<std::string>& fields) {
     fields.clear();
     while (at_ < text_.size() && (text_[at_] == '\n' || starts_line_end())) step_line();

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Whole files, in and out. Every failure is an IoError whose sentence names the path and what the system said.
+// Whole files, in and out. Every failure is an IoError whose sentence names the path and what the
+// system said.
 //
-// Writing is atomic: the bytes go to a temporary name in the same folder, are flushed to the disk, and take the final
-// name by rename(2). Whoever reads sees the old file or the new one, never a part; when anything fails (a full disk, a
-// file size limit) the temporary file is removed and the old one is as it was. A program that may meet RLIMIT_FSIZE must
-// ignore SIGXFSZ, so that write(2) reports the limit instead of the process being killed.
+// Writing is atomic: the bytes go to a temporary name in the same folder, are flushed to the disk,
+// and take the final name by rename(2). Whoever reads sees the old file or the new one, never a
+// part; when anything fails (a full disk, a file size limit) the temporary file is removed and the
+// old one is as it was. A program that may meet RLIMIT_FSIZE must ignore SIGXFSZ, so that write(2)
+// reports the limit instead of the process being killed.
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -55,7 +57,8 @@ class Descriptor {
 
   int get() const { return fd_; }
 
-  /// Closes now. @return 0, or the error that close(2) reported (a late write error on a network file system)
+  /// Closes now. @return 0, or the error that close(2) reported (a late write error on a network
+  /// file system)
   int close() noexcept {
     if (fd_ < 0) return 0;
     return ::close(std::exchange(fd_, -1)) == 0 ? 0 : errno;
@@ -75,7 +78,8 @@ inline void write_all(int fd, std::span<std::byte const> bytes, std::filesystem:
   }
 }
 
-/// Flushes a folder's entries, so that a rename survives a power cut. Some file systems refuse; that harms nothing here.
+/// Flushes a folder's entries, so that a rename survives a power cut. Some file systems refuse;
+/// that harms nothing here.
 inline void sync_directory(std::filesystem::path const& directory) {
   Descriptor const fd(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (fd.get() >= 0) static_cast<void>(::fsync(fd.get()));
@@ -92,8 +96,8 @@ inline std::span<std::byte const> bytes_of(std::string_view text) {
   return std::as_bytes(std::span<char const>(text.data(), text.size()));
 }
 
-/// A regular file open for reading at any place. It never maps the file: one that shrinks while it is being read is an
-/// error, not a signal.
+/// A regular file open for reading at any place. It never maps the file: one that shrinks while it
+/// is being read is an error, not a signal.
 class InputFile {
  public:
   /// @throws IoError if the path is missing, is a folder, or may not be read
@@ -116,8 +120,7 @@ class InputFile {
   /// @throws IoError if the file ends before that
   void read_at(std::uint64_t offset, std::span<std::byte> out) const {
     while (!out.empty()) {
-      ssize_t const n =
-          ::pread(fd_.get(), out.data(), out.size(), static_cast<off_t>(offset));
+      ssize_t const n = ::pread(fd_.get(), out.data(), out.size(), static_cast<off_t>(offset));
       if (n < 0 && errno == EINTR) continue;
       if (n < 0) detail::fail("read", path_, errno);
       if (n == 0) {
@@ -156,8 +159,9 @@ inline std::string read_file(std::filesystem::path const& path) {
   return InputFile(path).read_all();
 }
 
-/// A file being written under a temporary name; `commit` gives it its own. Without `commit` nothing remains.
-/// A path that is there and is not a regular file (a terminal, a pipe, /dev/full) is written to directly.
+/// A file being written under a temporary name; `commit` gives it its own. Without `commit` nothing
+/// remains. A path that is there and is not a regular file (a terminal, a pipe, /dev/full) is
+/// written to directly.
 class AtomicFile {
  public:
   /// @throws IoError if the folder is not there or may not be written

@@ -40,7 +40,8 @@ inline bool is_file(std::filesystem::path const& path) {
 }  // namespace detail
 
 /// config.json as it stands.
-/// @throws IoError if the folder or the file is missing, or the file holds anything but a JSON object
+/// @throws IoError if the folder or the file is missing, or the file holds anything but a JSON
+/// object
 inline Json read_config(HuggingFaceFolder const& folder) {
   detail::expect_folder(folder);
   if (!detail::is_file(folder.config())) {
@@ -57,11 +58,13 @@ inline void write_config(HuggingFaceFolder const& folder, Json const& config) {
 }
 
 /// The path of model.safetensors, which is there.
-/// @throws IoError that says what is there instead: pickles are refused, because opening one runs code from the file
+/// @throws IoError that says what is there instead: pickles are refused, because opening one runs
+/// code from the file
 inline std::filesystem::path find_weights(HuggingFaceFolder const& folder) {
   detail::expect_folder(folder);
   if (detail::is_file(folder.weights())) return folder.weights();
-  std::string const start = "the model folder " + folder.path.string() + " has no model.safetensors";
+  std::string const start =
+      "the model folder " + folder.path.string() + " has no model.safetensors";
   if (detail::is_file(folder.path / "model.safetensors.index.json")) {
     throw IoError(start + " but a model.safetensors.index.json: weights split over several files " +
                   "are not read; join them into one file.");
@@ -80,7 +83,8 @@ inline std::filesystem::path find_spiece_model(HuggingFaceFolder const& folder) 
   if (detail::is_file(folder.tokenizer())) return folder.tokenizer();
   std::string const start = "the model folder " + folder.path.string() + " has no spiece.model";
   if (detail::is_file(folder.path / "tokenizer.json")) {
-    throw IoError(start + " but a tokenizer.json, which is not read: a sentencepiece model is needed.");
+    throw IoError(start +
+                  " but a tokenizer.json, which is not read: a sentencepiece model is needed.");
   }
   throw IoError(start + ".");
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// JSON from outside: strict, of bounded depth, order kept. The parser of nlohmann-json is iterative but its values are
-// copied and printed by recursion, so the depth is bounded before anything is built.
+// JSON from outside: strict, of bounded depth, order kept. The parser of nlohmann-json is iterative
+// but its values are copied and printed by recursion, so the depth is bounded before anything is
+// built.
 
 #include <cstddef>
 #include <filesystem>
@@ -26,7 +27,8 @@ using Json = nlohmann::ordered_json;
 /// The deepest nesting that any reader here accepts.
 inline constexpr int max_json_depth = 64;
 
-/// The depth to which brackets are nested in a JSON text (strings passed over); linear, without recursion.
+/// The depth to which brackets are nested in a JSON text (strings passed over); linear, without
+/// recursion.
 inline int json_depth(std::string_view text) {
   int depth = 0;
   int deepest = 0;
@@ -55,7 +57,8 @@ enum class DuplicateKeys { last_wins, refuse };
 
 /// Reads one JSON value that is the whole of a text.
 /// @param where what to call the text in messages: a file, or file:line
-/// @throws IoError for invalid UTF-8, bad syntax, nesting beyond max_json_depth, and duplicate keys where refused
+/// @throws IoError for invalid UTF-8, bad syntax, nesting beyond max_json_depth, and duplicate keys
+/// where refused
 inline Json parse_json(std::string_view text, std::string const& where,
                        DuplicateKeys duplicates = DuplicateKeys::last_wins) {
   if (std::size_t const bad = find_invalid_utf8(text); bad != std::string_view::npos) {
@@ -102,7 +105,8 @@ inline Json read_json_file(std::filesystem::path const& path) {
   return value;
 }
 
-/// Writes a JSON file, indented, ending in a newline, all or nothing; text that is not UTF-8 is mended with U+FFFD.
+/// Writes a JSON file, indented, ending in a newline, all or nothing; text that is not UTF-8 is
+/// mended with U+FFFD.
 /// @throws IoError naming the file
 inline void write_json_file(std::filesystem::path const& path, Json const& value) {
   write_file_atomically(path, value.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// JSON lines: one object a line, blank lines passed over, unknown fields and the order of keys kept.
+// JSON lines: one object a line, blank lines passed over, unknown fields and the order of keys
+// kept.
 
 #include <cstddef>
 #include <filesystem>
@@ -72,7 +73,8 @@ inline std::vector<JsonLine> read_json_lines(std::filesystem::path const& path) 
   return all;
 }
 
-/// One value as one line, without the newline; text that is not UTF-8 is mended with U+FFFD rather than refused.
+/// One value as one line, without the newline; text that is not UTF-8 is mended with U+FFFD rather
+/// than refused.
 inline std::string to_json_line(Json const& value) {
   return value.dump(-1, ' ', false, Json::error_handler_t::replace);
 }

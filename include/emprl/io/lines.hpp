@@ -18,7 +18,8 @@ inline std::string place(std::string_view name, index_t line) {
   return std::string(name) + ":" + std::to_string(line);
 }
 
-/// Walks over the lines of a text that outlives it. A line ends at "\n" or "\r\n"; the last need not end.
+/// Walks over the lines of a text that outlives it. A line ends at "\n" or "\r\n"; the last need
+/// not end.
 class LineReader {
  public:
   /// @param text the whole text; a byte order mark is passed over

@@ -4,11 +4,13 @@
 // The safetensors format (https://huggingface.co/docs/safetensors), to its own rules.
 //
 //   8 bytes   length n of the header, little-endian
-//   n bytes   JSON: {"name": {"dtype": "F32", "shape": [..], "data_offsets": [begin, end]}, ..., "__metadata__": {..}}
-//   the rest  the tensors, little-endian, row-major, without gap or overlap, up to the end of the file
+//   n bytes   JSON: {"name": {"dtype": "F32", "shape": [..], "data_offsets": [begin, end]}, ..,
+//                    "__metadata__": {"key": "text", ..}}
+//   the rest  the tensors, little-endian, row-major, without gap or overlap, to the file's end
 //
-// Nothing in the file is trusted: lengths are checked against the file before anything is allocated, products and sums
-// are checked for overflow, keys must be unique, the nesting is bounded.
+// Nothing in the file is trusted: lengths are checked against the file before anything is
+// allocated, products and sums are checked for overflow, keys must be unique, the nesting is
+// bounded.
 
 #include <algorithm>
 #include <array>
@@ -97,9 +99,13 @@ inline float bfloat16_to_float(std::uint16_t bits) {
 }  // namespace detail
 
 /// The format's name of an element type.
-inline std::string_view dtype_name(DType dtype) { return detail::row_of(dtype).name; }
+inline std::string_view dtype_name(DType dtype) {
+  return detail::row_of(dtype).name;
+}
 /// Bytes of one element.
-inline std::uint64_t dtype_size(DType dtype) { return detail::row_of(dtype).bytes; }
+inline std::uint64_t dtype_size(DType dtype) {
+  return detail::row_of(dtype).bytes;
+}
 
 /// The element type that stands for a C++ type.
 template <class T>
@@ -151,7 +157,8 @@ struct TensorInfo {
   index_t size() const { return static_cast<index_t>((end - begin) / dtype_size(dtype)); }
 };
 
-/// A safetensors file open for reading. The header is read and proven on construction, a tensor when it is asked for.
+/// A safetensors file open for reading. The header is read and proven on construction, a tensor
+/// when it is asked for.
 class SafeTensorsFile {
  public:
   /// The longest header that the format allows.
@@ -203,16 +210,18 @@ class SafeTensorsFile {
     return out;
   }
 
-  /// Copies a tensor out. T = float or double takes any of F64, F32, F16 and BF16; other types take their own only.
+  /// Copies a tensor out. T = float or double takes any of F64, F32, F16 and BF16; other types take
+  /// their own only.
   /// @param shape what the caller expects; out.size() must be its product
-  /// @throws IoError that names the file and the tensor if it is missing or its shape or element type is another
+  /// @throws IoError that names the file and the tensor if it is missing or its shape or element
+  /// type is another
   /// @throws ShapeError if `out` does not fit `shape`
   template <class T>
   void copy_to(std::string const& name, std::span<T> out, std::span<index_t const> shape) const {
     TensorInfo const& tensor = info(name);
     if (!std::equal(shape.begin(), shape.end(), tensor.shape.begin(), tensor.shape.end())) {
-      fail("has tensor \"" + name + "\" of shape " + shape_text(tensor.shape) +
-           " where shape " + shape_text(shape) + " was expected");
+      fail("has tensor \"" + name + "\" of shape " + shape_text(tensor.shape) + " where shape " +
+           shape_text(shape) + " was expected");
     }
     expects(static_cast<index_t>(out.size()) == tensor.size(),
             "the place for tensor \"" + name + "\" must have as many elements as its shape");
@@ -232,8 +241,9 @@ class SafeTensorsFile {
         case DType::f32:
           return convert<float>(tensor, out, [](float x) { return static_cast<T>(x); });
         case DType::f16:
-          return convert<std::uint16_t>(
-              tensor, out, [](std::uint16_t x) { return static_cast<T>(detail::half_to_float(x)); });
+          return convert<std::uint16_t>(tensor, out, [](std::uint16_t x) {
+            return static_cast<T>(detail::half_to_float(x));
+          });
         case DType::bf16:
           return convert<std::uint16_t>(tensor, out, [](std::uint16_t x) {
             return static_cast<T>(detail::bfloat16_to_float(x));
@@ -380,9 +390,10 @@ TensorToWrite tensor_to_write(std::string name, std::vector<index_t> shape,
   return {std::move(name), dtype_of<T>(), std::move(shape), std::as_bytes(elements)};
 }
 
-/// Writes a safetensors file, all or nothing. Tensors lie by falling element size, then by name, so that each is
-/// aligned and the bytes are a function of the contents alone.
-/// @param metadata the `__metadata__` map; transformers wants {"format": "pt"}, which is what is written by default
+/// Writes a safetensors file, all or nothing. Tensors lie by falling element size, then by name, so
+/// that each is aligned and the bytes are a function of the contents alone.
+/// @param metadata the `__metadata__` map; transformers wants {"format": "pt"}, which is what is
+/// written by default
 /// @throws ShapeError if a tensor's bytes do not fit its shape, or two have one name
 /// @throws IoError naming the file; an old file of that name is then untouched
 inline void write_safetensors(std::filesystem::path const& path,

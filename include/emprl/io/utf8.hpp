@@ -22,7 +22,8 @@ inline std::size_t find_invalid_utf8(std::string_view text) {
       ++i;
       continue;
     }
-    // The second byte's range is what rules out overlong forms, surrogates and what lies above U+10FFFF.
+    // The second byte's range is what rules out overlong forms, surrogates and what lies above
+    // U+10FFFF.
     unsigned low = 0x80;
     unsigned high = 0xBF;
     std::size_t length = 0;

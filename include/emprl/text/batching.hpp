@@ -26,8 +26,8 @@ struct TokenLimits {
   index_t response = 50;
 };
 
-/// The ids of a text with `</s>` at the end, cut to `max_tokens` in all; what is kept is the beginning, as Hugging Face's
-/// truncation has it.
+/// The ids of a text with `</s>` at the end, cut to `max_tokens` in all; what is kept is the
+/// beginning, as Hugging Face's truncation has it.
 /// @throws ConfigError if max_tokens < 1
 template <Tokenizer T>
 std::vector<std::int32_t> encode_with_end(T const& tokenizer, std::string_view text,
@@ -42,7 +42,8 @@ std::vector<std::int32_t> encode_with_end(T const& tokenizer, std::string_view t
 }
 
 /// One row for each text, each ending in `</s>`.
-/// @param text_of gives the text of an element: [](Pair const& p) { return std::string_view(p.context); }
+/// @param text_of gives the text of an element: [](Pair const& p) { return
+/// std::string_view(p.context); }
 template <Tokenizer T, class Element, class TextOf>
 Ragged encode_rows(T const& tokenizer, std::span<Element const> elements, index_t max_tokens,
                    TextOf text_of) {
@@ -94,7 +95,8 @@ inline std::vector<index_t> shuffled_rows(index_t n, std::uint64_t seed, index_t
   return order;
 }
 
-/// Consecutive pieces of an order, `batch` rows each and what is left over in the last. The parts point into `order`.
+/// Consecutive pieces of an order, `batch` rows each and what is left over in the last. The parts
+/// point into `order`.
 /// @throws ConfigError if batch < 1
 inline std::vector<std::span<index_t const>> cut_into_batches(std::span<index_t const> order,
                                                               index_t batch) {

@@ -23,12 +23,15 @@ inline constexpr std::int32_t decoder_start_id = pad_id;
 /// Turns text into token ids and back.
 ///
 ///   t.encode(text)   the ids of a text, without `</s>`. A function of the text alone.
-///   t.decode(ids)    the text of ids; ids without a text of their own (`<pad>`, `</s>`, `<unk>`, ids of vocabulary
-///                    rows that no piece uses) give nothing. Any ids may be given: a model samples what it likes.
-///   t.size()         one more than the largest id that encode may return; a model needs at least so many rows.
+///   t.decode(ids)    the text of ids; ids without a text of their own (`<pad>`, `</s>`, `<unk>`,
+///   ids of vocabulary
+///                    rows that no piece uses) give nothing. Any ids may be given: a model samples
+///                    what it likes.
+///   t.size()         one more than the largest id that encode may return; a model needs at least
+///   so many rows.
 ///
-/// All three are const and may be called from several threads at once. Whether decode(encode(text)) is the text is up
-/// to the tokenizer: T5's normalises white space.
+/// All three are const and may be called from several threads at once. Whether decode(encode(text))
+/// is the text is up to the tokenizer: T5's normalises white space.
 ///
 /// A model in a few lines, one token a byte:
 ///

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// T5's tokenizer: a sentencepiece unigram model and 100 sentinels above its pieces, <extra_id_k> = pieces + 99 - k
-// (Raffel et al. 2020). Sentinels are recognised in text; "</s>", "<pad>" and "<unk>" are not: in text from outside they
-// are text, so that nobody ends a sequence by writing so.
+// T5's tokenizer: a sentencepiece unigram model and 100 sentinels above its pieces, <extra_id_k> =
+// pieces + 99 - k (Raffel et al. 2020). Sentinels are recognised in text; "</s>", "<pad>" and
+// "<unk>" are not: in text from outside they are text, so that nobody ends a sequence by writing
+// so.
 
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -26,6 +28,7 @@
 #include "emprl/core/config.hpp"
 #include "emprl/core/error.hpp"
 #include "emprl/text/concepts.hpp"
+#include "emprl/text/sentencepiece_model.hpp"
 
 namespace emprl::text {
 
@@ -33,34 +36,6 @@ namespace emprl::text {
 inline constexpr index_t sentinel_count = 100;
 
 namespace detail {
-
-/// Which of the fields 1 .. 3 (pieces, trainer, normalizer) a serialized model has at its top level, as bits; nothing if
-/// the bytes are no sequence of fields. A file cut short between two fields still parses; this tells it from a whole one.
-inline std::optional<unsigned> top_level_fields(std::string_view bytes) {
-  std::size_t at = 0;
-  auto const varint = [&]() -> std::optional<std::uint64_t> {
-    std::uint64_t value = 0;
-    for (unsigned shift = 0; shift < 64 && at < bytes.size(); shift += 7) {
-      auto const byte = static_cast<unsigned char>(bytes[at++]);
-      value |= std::uint64_t{byte & 0x7Fu} << shift;
-      if (byte < 0x80) return value;
-    }
-    return std::nullopt;
-  };
-  unsigned fields = 0;
-  while (at < bytes.size()) {
-    auto const tag = varint();
-    if (!tag) return std::nullopt;
-    // Every field that a sentencepiece model has at its top level is length-delimited, wire type 2.
-    if ((*tag & 7) != 2) return std::nullopt;
-    auto const length = varint();
-    if (!length || *length > bytes.size() - at) return std::nullopt;
-    at += static_cast<std::size_t>(*length);
-    std::uint64_t const field = *tag >> 3;
-    if (field >= 1 && field <= 3) fields |= 1u << field;
-  }
-  return fields;
-}
 
 /// The sentinel that a text starts with: its number and its length in bytes.
 struct SentinelMatch {
@@ -90,8 +65,10 @@ inline std::optional<SentinelMatch> match_sentinel(std::string_view text) {
 /// A sentencepiece model with T5's sentinels. Const and safe to use from several threads.
 class SentencePieceTokenizer {
  public:
-  /// @param spiece_model a serialized sentencepiece model, as in a Hugging Face folder's spiece.model
-  /// @throws IoError naming the file if it is missing, empty, truncated, or does not follow T5's ids for <pad>, </s>
+  /// @param spiece_model a serialized sentencepiece model, as in a Hugging Face folder's
+  /// spiece.model
+  /// @throws IoError naming the file if it is missing, empty, truncated, or does not follow T5's
+  /// ids for <pad>, </s>
   ///         and <unk>
   explicit SentencePieceTokenizer(std::filesystem::path const& spiece_model)
       : SentencePieceTokenizer(read(spiece_model), spiece_model.string()) {}
@@ -100,21 +77,25 @@ class SentencePieceTokenizer {
   SentencePieceTokenizer(std::string bytes, std::string const& name)
       : bytes_(std::move(bytes)),
         processor_(std::make_unique<sentencepiece::SentencePieceProcessor>()) {
-    expects<IoError>(!bytes_.empty(), name + ": the file is empty; a sentencepiece model was expected.");
-    auto const fields = detail::top_level_fields(bytes_);
-    constexpr unsigned all_fields = 0b1110;
-    expects<IoError>(fields && *fields == all_fields,
-                     name + ": this is not a whole sentencepiece model.");
-    auto const status = processor_->LoadFromSerializedProto(bytes_);
-    expects<IoError>(status.ok(), name + ": this is not a sentencepiece model (" +
-                                      std::string(status.message()) + ").");
-    expects<IoError>(
-        processor_->pad_id() == pad_id && processor_->eos_id() == eos_id &&
-            processor_->unk_id() == unk_id,
-        name + ": the model does not follow T5: <pad> must be 0, </s> 1 and <unk> 2.");
+    expects<IoError>(!bytes_.empty(),
+                     name + ": the file is empty; a sentencepiece model was expected.");
+    auto const fault = detail::find_fault_in_model(bytes_);
+    if (fault) throw IoError(name + ": this is not a whole sentencepiece model: " + *fault + ".");
+    std::string refusal;
+    try {
+      auto const status = processor_->LoadFromSerializedProto(bytes_);
+      if (!status.ok()) refusal = status.message();
+    } catch (std::exception const& error) {
+      refusal = error.what();
+    }
+    if (!refusal.empty()) {
+      throw IoError(name + ": this is not a sentencepiece model (" + refusal + ").");
+    }
+    expects<IoError>(processor_->pad_id() == pad_id && processor_->eos_id() == eos_id &&
+                         processor_->unk_id() == unk_id,
+                     name + ": the model does not follow T5: <pad> must be 0, </s> 1 and <unk> 2.");
     pieces_ = processor_->GetPieceSize();
-    first_sentinel_is_piece_ =
-        processor_->PieceToId("<extra_id_0>") != static_cast<int>(unk_id);
+    first_sentinel_is_piece_ = processor_->PieceToId("<extra_id_0>") != static_cast<int>(unk_id);
   }
 
   /// The ids of a text, without `</s>`.
@@ -139,7 +120,8 @@ class SentencePieceTokenizer {
     return ids;
   }
 
-  /// The text of ids. `<pad>`, `</s>`, `<unk>` and ids from size() on give nothing; sentinels give "<extra_id_k>".
+  /// The text of ids. `<pad>`, `</s>`, `<unk>` and ids from size() on give nothing; sentinels give
+  /// "<extra_id_k>".
   /// @throws ShapeError for a negative id
   std::string decode(std::span<std::int32_t const> ids) const {
     std::string text;

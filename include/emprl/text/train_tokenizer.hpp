@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Trains a sentencepiece unigram model (Kudo 2018) in T5's conventions: <pad> 0, </s> 1, <unk> 2, no <s>, NMT's NFKC
-// normalisation, a space before the first word.
+// Trains a sentencepiece unigram model (Kudo 2018) in T5's conventions: <pad> 0, </s> 1, <unk> 2,
+// no <s>, NMT's NFKC normalisation, a space before the first word.
 
 #include <algorithm>
 #include <cstddef>
@@ -19,9 +19,12 @@ namespace emprl::text {
 
 /// How a tokenizer is trained.
 struct TokenizerTraining {
-  index_t vocabulary = 8000;           ///< pieces, <pad>, </s> and <unk> among them; the 100 sentinels come on top
-  double character_coverage = 0.9999;  ///< the share of the text's characters that get a piece of their own
-  bool allow_smaller = false;          ///< take fewer pieces where the texts have no more to give, instead of an error
+  index_t vocabulary =
+      8000;  ///< pieces, <pad>, </s> and <unk> among them; the 100 sentinels come on top
+  double character_coverage =
+      0.9999;  ///< the share of the text's characters that get a piece of their own
+  bool allow_smaller =
+      false;  ///< take fewer pieces where the texts have no more to give, instead of an error
 };
 
 namespace detail {
@@ -46,7 +49,8 @@ class TextIterator : public sentencepiece::SentenceIterator {
 /// Trains a tokenizer, quietly; the result is a function of the texts and the options alone.
 /// @param texts sentences, utterances or paragraphs; the longer, the slower
 /// @return the serialized model, for SentencePieceTokenizer and for a folder's spiece.model
-/// @throws ConfigError if an option is out of range, or the texts are too few for so large a vocabulary
+/// @throws ConfigError if an option is out of range, or the texts are too few for so large a
+/// vocabulary
 inline std::string train_tokenizer(std::span<std::string const> texts,
                                    TokenizerTraining const& options = {}) {
   expects<ConfigError>(options.vocabulary >= 8 && options.vocabulary <= 1'000'000,
@@ -78,7 +82,8 @@ inline std::string train_tokenizer(std::span<std::string const> texts,
       {"remove_extra_whitespaces", "true"},
       // Longer texts would be left out in silence.
       {"max_sentence_length", std::to_string(longest + 1)},
-      // Sums of expected counts are formed thread by thread: their number decides the last bits, so it is fixed.
+      // Sums of expected counts are formed thread by thread: their number decides the last bits, so
+      // it is fixed.
       {"num_threads", "2"},
       {"minloglevel", "3"},
   };
@@ -87,11 +92,12 @@ inline std::string train_tokenizer(std::span<std::string const> texts,
   auto const status = sentencepiece::SentencePieceTrainer::Train(settings, &iterator, &model);
   if (!status.ok()) {
     std::string reason = status.message();
-    // Its messages begin with a place in its own source and the condition there, "file(line) [condition] ".
+    // Its messages begin with a place in its own source and the condition there, "file(line)
+    // [condition] ".
     if (auto const end = reason.rfind("] "); end != std::string::npos) reason.erase(0, end + 2);
     throw ConfigError("the texts do not make a tokenizer of " + std::to_string(options.vocabulary) +
-                      " pieces; give more text or ask for fewer (sentencepiece says: " +
-                      reason + ").");
+                      " pieces; give more text or ask for fewer (sentencepiece says: " + reason +
+                      ").");
   }
   return model;
 }
