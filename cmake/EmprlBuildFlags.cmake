@@ -13,6 +13,10 @@ target_compile_options(emprl_build_flags INTERFACE
   # multiply-adds may be fused, loops with sqrt or exp may be vectorised because nothing reads errno
   # or the floating-point exception flags. Associativity, NaN and infinity keep IEEE rules.
   -ffp-contract=fast -fno-math-errno -fno-trapping-math)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  # g++ 12 sees overlapping copies in std::string's operator+ (its bug 105651, mended in 13).
+  target_compile_options(emprl_build_flags INTERFACE -Wno-restrict)
+endif()
 if(EMPRL_WERROR)
   target_compile_options(emprl_build_flags INTERFACE -Werror)
 endif()

@@ -1,0 +1,41 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# The whole of EmpRL on a small synthetic corpus, on the CPU: installs what is missing, builds the
+# programs, writes the corpus, trains, aligns with PPO, evaluates, and shows the result.
+#
+#   sh examples/quickstart.sh [--out DIR] [--build-dir DIR]
+#
+#   --out DIR         the run's folder (else runs/quickstart in the repository)
+#   --build-dir DIR   build under DIR (else build/quickstart in the repository)
+set -eu
+
+usage() { sed -n '3,/^set -eu/{/^set -eu/d;s/^# \{0,1\}//;p;}' "$0"; }
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+build=$root/build/quickstart
+out=$root/runs/quickstart
+absolute() { case $1 in /*) printf '%s' "$1" ;; *) printf '%s' "$PWD/$1" ;; esac }
+while [ $# -gt 0 ]; do
+  case $1 in
+    --out | --build-dir)
+      [ $# -ge 2 ] || { usage >&2; exit 2; }
+      if [ "$1" = --out ]; then out=$(absolute "$2"); else build=$(absolute "$2"); fi
+      shift
+      ;;
+    -h | --help) usage; exit 0 ;;
+    *) printf 'Unknown option: %s\n' "$1" >&2; usage >&2; exit 2 ;;
+  esac
+  shift
+done
+
+. "$root/cmake/packages.sh"
+install_missing programs
+
+say "Building the programs in $build (a few minutes the first time)"
+cmake -S "$root" -B "$build" "$(cmake_generator)" -DCMAKE_BUILD_TYPE=Release -DEMPRL_NATIVE=ON \
+  -DEMPRL_WERROR=OFF -DEMPRL_BUILD_TESTS=OFF
+cmake --build "$build" --parallel "$(processors)" --target emprl_program emprl_corpus
+
+mkdir -p "$out"
+"$build/bin/emprl-corpus" "$out/corpus"
+exec "$build/bin/emprl" run --dialogues "$out/corpus" --empathy-data "$out/corpus" --out "$out/run"
