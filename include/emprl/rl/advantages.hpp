@@ -13,8 +13,9 @@
 namespace emprl::rl {
 
 /// Generalised advantage estimation (Schulman et al. 2016), backwards through every row:
-///   delta[t] = r[t] + gamma V[t+1] - V[t],   A[t] = delta[t] + gamma lambda A[t+1],   returns[t] =
-///   A[t] + V[t]
+///   delta[t] = r[t] + gamma V[t+1] - V[t]
+///   A[t] = delta[t] + gamma lambda A[t+1]
+///   returns[t] = A[t] + V[t]
 /// with V and A zero after the last token. Rewards and values of masked tokens must be 0 already.
 struct Gae {
   double gamma = 1.0;

@@ -22,26 +22,25 @@
 
 namespace emprl::rl {
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 // Policy: a distribution over responses that can be trained.
 //
 //   typename P::Scalar                 float or double
-//   typename P::Context                what backward needs from forward; default constructible,
-//   reused from batch to batch p.forward(batch, logp, context)    writes log p(y_t | context, y_<t)
-//   of every generated token, of the full softmax p.backward(dlogp, context)         adds d loss /
-//   d parameters for the batch that filled the context
+//   typename P::Context                what backward needs from forward; default constructible
+//   p.forward(batch, logp, context)    writes log p(y_t | context, y_<t) of every generated token
+//   p.backward(dlogp, context)         adds d loss / d parameters for the batch of the context
 //
 // Invariants. forward is a function of the parameters and the batch: no dropout, no noise; two
 // calls give the same numbers, and a row's numbers do not depend on the other rows beyond rounding
 // (PPO checks that the ratio is 1 before the first update). backward accumulates (+=); a context is
-// consumed at most once. Whether the log-probabilities are of the raw or of the tempered softmax is
-// the policy's affair; the reference must make the same choice.
+// consumed at most once, is used again for the next batch, and may refer to its batch, which lives
+// until backward has returned. Whether the log-probabilities are of the raw or of the tempered
+// softmax is the policy's affair; the reference must make the same choice.
 //
-//   struct Coin {                                              // one token a response, heads or
-//   tails, no context
+//   struct Coin {                         // a response is one token, heads or tails
 //     using Scalar = double;
 //     struct Context { std::vector<std::int32_t> y; };
-//     double logit = 0, gradient = 0;                          // P(heads) = sigmoid(logit)
+//     double logit = 0, gradient = 0;     // P(heads) = sigmoid(logit)
 //     double p(int y) const { return 1 / (1 + std::exp(y ? -logit : logit)); }
 //     void forward(rl::TokenBatch const& b, std::span<double> logp, Context& c) const {
 //       c.y.assign(b.responses.ids.begin(), b.responses.ids.end());
@@ -51,7 +50,7 @@ namespace emprl::rl {
 //       for (std::size_t i = 0; i < d.size(); ++i) gradient += d[i] * (c.y[i] - p(1));
 //     }
 //   };
-// ---------------------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 template <class P>
 concept Policy = emprl::Scalar<typename P::Scalar> &&
     std::default_initializable<typename P::Context> &&
@@ -61,11 +60,11 @@ concept Policy = emprl::Scalar<typename P::Scalar> &&
   { p.backward(dlogp, context) } -> std::same_as<void>;
 };
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 // ValueFunction: the expected return from before each token, V(context, y_<t).
 //
-//   v.forward(batch, values, context)   writes one value a generated token; may not look at y_t or
-//   later v.backward(dvalues, context)        adds d loss / d parameters
+//   v.forward(batch, values, context)   writes one value a generated token, from y_<t only
+//   v.backward(dvalues, context)        adds d loss / d parameters
 //
 // Invariants as for Policy. A value function that looks ahead makes advantages vanish without any
 // error to be seen.
@@ -75,10 +74,13 @@ concept Policy = emprl::Scalar<typename P::Scalar> &&
 //     struct Context {};
 //     double v = 0, gradient = 0;
 //     void forward(rl::TokenBatch const&, std::span<double> out, Context&) const {
-//     std::ranges::fill(out, v); } void backward(std::span<double const> d, Context const&) { for
-//     (double x : d) gradient += x; }
+//       std::ranges::fill(out, v);
+//     }
+//     void backward(std::span<double const> d, Context const&) {
+//       for (double x : d) gradient += x;
+//     }
 //   };
-// ---------------------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 template <class V>
 concept ValueFunction = emprl::Scalar<typename V::Scalar> &&
     std::default_initializable<typename V::Context> &&
@@ -88,7 +90,7 @@ concept ValueFunction = emprl::Scalar<typename V::Scalar> &&
   { v.backward(dvalues, context) } -> std::same_as<void>;
 };
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 // ActorCritic: policy and value function in one, for a trunk that both share. One forward gives
 // both arrays, one backward takes both gradients, so that the trunk is run once and its two
 // gradients are added where they meet.
@@ -106,16 +108,17 @@ concept ValueFunction = emprl::Scalar<typename V::Scalar> &&
 //   struct Shared {
 //     using Scalar = float;
 //     struct Context { Trunk::Context trunk; };
-//     void forward(rl::TokenBatch const& b, std::span<float> logp, std::span<float> values,
-//     Context& c); void backward(std::span<float const> dlogp, std::span<float const> dvalues,
-//     Context& c);
+//     using Out = std::span<float>;
+//     using In = std::span<float const>;
+//     void forward(rl::TokenBatch const& b, Out logp, Out values, Context& c);
+//     void backward(In dlogp, In dvalues, Context& c);
 //   };
 //
 // Two expressions are used when they exist:
 //   a.inference(batch, logp, values)    the same numbers as forward, saving nothing
-//   (InferringActor) a.entropy(entropy, context)         entropy of the full softmax at every
-//   token, for the statistics (ReportsEntropy)
-// ---------------------------------------------------------------------------------------------------------------------
+//   a.entropy(entropy, context)         entropy of the full softmax at every token
+// They are named InferringActor and ReportsEntropy below.
+// -------------------------------------------------------------------------------------------------
 template <class A>
 concept ActorCritic = emprl::Scalar<typename A::Scalar> &&
     std::default_initializable<typename A::Context> &&
@@ -139,7 +142,7 @@ concept ReportsEntropy = ActorCritic<A> &&
   { a.entropy(entropy, context) } -> std::same_as<void>;
 };
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 // ReferencePolicy: the frozen model that the policy is kept close to.
 //
 //   r.logprobs(batch, logp)   writes log q(y_t | context, y_<t) of every generated token
@@ -147,20 +150,20 @@ concept ReportsEntropy = ActorCritic<A> &&
 // It has no backward, so that a frozen model cannot be trained by mistake. Invariants: the same
 // vocabulary, start token and temperature convention as the policy; constant over the run.
 //
-//   struct Uniform {                                           // over a vocabulary of n tokens
+//   struct Uniform {    // over a vocabulary of n tokens
 //     double n;
 //     void logprobs(rl::TokenBatch const&, std::span<float> logp) const {
 //       std::ranges::fill(logp, -std::log(float(n)));
 //     }
 //   };
-// ---------------------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 template <class R, class T>
 concept ReferencePolicy = emprl::Scalar<T> &&
     requires(R& r, TokenBatch const& batch, std::span<T> logp) {
   { r.logprobs(batch, logp) } -> std::same_as<void>;
 };
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 // RewardModel: one number an episode; larger is better. Never differentiated.
 //
 //   r(episodes, scores)         writes scores[i] for every episode, or
@@ -177,7 +180,7 @@ concept ReferencePolicy = emprl::Scalar<T> &&
 //   };
 //
 // Models: any callable; Named (rewards.hpp); the empathy reward.
-// ---------------------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 /// A reward that also names its parts.
 template <class R>
 concept LoggingRewardModel = requires(R& r, EpisodeBatch const& episodes, std::span<float> scores,
@@ -191,7 +194,7 @@ concept RewardModel = LoggingRewardModel<R> ||
   { r(episodes, scores) } -> std::same_as<void>;
 };
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 // KlEstimator: an estimate of KL(policy || reference) from the log-probabilities of one sampled
 // token.
 //
@@ -201,23 +204,24 @@ concept RewardModel = LoggingRewardModel<R> ||
 // serves in a loss.
 //
 //   struct Squared {
-//     template <class S> S operator()(S const& p, S const& q) const { return S(0.5) * (p - q) * (p
-//     - q); }
+//     template <class S>
+//     S operator()(S const& p, S const& q) const {
+//       return S(0.5) * (p - q) * (p - q);
+//     }
 //   };
 //
 // Models: KlK1, KlAbs, KlK2, KlK3 (kl.hpp).
-// ---------------------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 template <class K>
 concept KlEstimator = requires(K const& k, double logp, double reference) {
   { k(logp, reference) } -> std::convertible_to<double>;
 };
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 // KlController: chooses the coefficient beta of the KL penalty.
 //
 //   k.coefficient() noexcept -> double    beta of the next rollout batch; finite, not negative
-//   k.update(mean_kl, episodes)           once a rollout batch, after its epochs; mean_kl is per
-//   response
+//   k.update(mean_kl, episodes)           after the epochs of a batch; mean_kl is per response
 //
 // Copyable, as it is a value. A controller whose coefficient changes also says how to save itself,
 // else a run that used it cannot be resumed:
@@ -233,7 +237,7 @@ concept KlEstimator = requires(K const& k, double logp, double reference) {
 //   };
 //
 // Models: FixedKl, AdaptiveKl (kl.hpp).
-// ---------------------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 template <class K>
 concept KlController = std::copyable<K> &&
     requires(K& k, K const& constant, double mean_kl, std::int64_t episodes) {
@@ -250,7 +254,7 @@ concept StatefulKlController = KlController<K> &&
   { k.restore(state) } -> std::same_as<void>;
 };
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 // AdvantageEstimator: credits each token.
 //
 //   a(rollout, advantages, returns)   writes both, one number a token
@@ -260,22 +264,22 @@ concept StatefulKlController = KlController<K> &&
 // is the value function's target. Whitening of advantages is the trainer's next step.
 //
 //   struct RewardToGo {
-//     void operator()(rl::Rollout const& r, std::span<double> advantages, std::span<double>
-//     returns) const {
+//     using Out = std::span<double>;
+//     void operator()(rl::Rollout const& r, Out advantages, Out returns) const {
 //       rl::Gae{1, 1}(r, advantages, returns);
 //       std::ranges::copy(returns, advantages.begin());
 //     }
 //   };
 //
 // Models: Gae (advantages.hpp).
-// ---------------------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 template <class A>
 concept AdvantageEstimator = requires(A& a, Rollout const& rollout, std::span<double> advantages,
                                       std::span<double> returns) {
   { a(rollout, advantages, returns) } -> std::same_as<void>;
 };
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 // Objective: the loss of one token, a function of its log-probability and value under the current
 // parameters.
 //
@@ -298,7 +302,7 @@ concept AdvantageEstimator = requires(A& a, Rollout const& rollout, std::span<do
 //   o.clipped(logp, t) -> bool             whether the policy term has lost its gradient
 //
 // Models: PpoClipObjective (objective.hpp).
-// ---------------------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 template <class O>
 concept Objective = requires(O const& o, Dual<double, 2> dual, double number,
                              TokenContext const& t) {
@@ -315,7 +319,7 @@ concept ItemisedObjective = Objective<O> &&
   { o.clipped(number, t) } -> std::same_as<bool>;
 };
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 // Sampler: draws one response for each context from the policy being trained.
 //
 //   s(contexts, step) -> Ragged   as many rows as contexts, in their order
@@ -332,7 +336,7 @@ concept ItemisedObjective = Objective<O> &&
 //     }
 //     return out;
 //   };
-// ---------------------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 template <class S>
 concept Sampler = requires(S& s, RaggedView contexts, std::uint32_t step) {
   { s(contexts, step) } -> std::same_as<Ragged>;
@@ -344,27 +348,27 @@ concept TextDecoder = requires(D& d, std::span<std::int32_t const> ids) {
   { d(ids) } -> std::convertible_to<std::string>;
 };
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 // Optimizer: owns (or refers to) the actor's parameters, their gradients and its own moments.
 //
-//   o.zero_gradients()                                   before the first backward of an optimiser
-//   step o.step(learning_rate, max_gradient_norm) -> double   scales the gradients by min(1, max /
-//   norm), moves the weights, and
-//                                                        returns the norm before clipping
+//   o.zero_gradients()               before the first backward of an optimiser step
+//   o.step(rate, max_norm)           scales the gradients by min(1, max_norm / norm), moves the
+//                                    weights; returns the norm before scaling, a double
 //
-// Invariant: if the norm is not finite, step changes neither weights nor moments, and returns it.
-// The trainer then stops with an error that names the episodes.
+// Invariant: if the norm is not finite, step changes neither weights nor moments, and returns it or
+// throws Error. The trainer then stops with an error that names the episodes.
 //
 //   struct Descent {
 //     Coin& coin;
 //     void zero_gradients() { coin.gradient = 0; }
 //     double step(double rate, double max_norm) {
 //       double const norm = std::abs(coin.gradient);
-//       if (std::isfinite(norm)) coin.logit -= rate * coin.gradient * std::min(1.0, max_norm /
-//       (norm + 1e-6)); return norm;
+//       if (!std::isfinite(norm)) return norm;
+//       coin.logit -= rate * coin.gradient * std::min(1.0, max_norm / (norm + 1e-6));
+//       return norm;
 //     }
 //   };
-// ---------------------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 template <class O>
 concept Optimizer = requires(O& o, double learning_rate, double max_gradient_norm) {
   { o.zero_gradients() } -> std::same_as<void>;

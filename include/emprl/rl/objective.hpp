@@ -90,8 +90,8 @@ struct ObjectiveSums {
 };
 
 /// Evaluates the objective at every token and differentiates it by log-probability and value.
-///   dlogp[t] = dL[t]/dlogp[t] / normaliser,  dvalue[t] = dL[t]/dvalue[t] / normaliser,  both 0
-///   where masked
+///   dlogp[t] = dL[t]/dlogp[t] / normaliser,  dvalue[t] = dL[t]/dvalue[t] / normaliser
+/// and both are 0 where masked.
 /// @param logp, value  (tokens) under the current parameters      @param tokens  (tokens) what was
 /// known at sampling
 /// @param normaliser   tokens of the whole optimiser step, so that mini-batches of any size add up

@@ -8,8 +8,10 @@
 //
 //   rl::PpoConfig const config = rl::PpoConfig::emprl();
 //   auto reward = [](rl::EpisodeBatch const& episodes, std::span<float> scores) { ... };
-//   rl::PpoTrainer trainer{config, rl::make_ppo_spec(config, actor, reference, reward, sampler,
-//   decode, optimizer)}; rl::PpoStats const stats = trainer.step(prompts);
+//   rl::PpoTrainer trainer{
+//       config,
+//       rl::make_ppo_spec(config, actor, reference, reward, sampler, decode, optimizer)};
+//   rl::PpoStats const stats = trainer.step(prompts);
 
 #include <cmath>
 #include <cstdint>

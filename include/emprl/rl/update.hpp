@@ -73,6 +73,27 @@ inline void expect_unit_ratio(ObjectiveSums const& sums, double tolerance, RowBa
       "; does the policy use dropout, or depend on the other rows of its batch?");
 }
 
+/// One optimiser step. @return the gradient norm before clipping
+/// @throws Error naming the episodes if the norm is not finite, whether the optimiser returns it or
+/// throws itself
+template <Optimizer G>
+double step_optimizer(G& optimizer, double learning_rate, double max_gradient_norm,
+                      PromptBatch const& prompts, std::span<index_t const> rows) {
+  auto const episodes = [&] {
+    std::string names;
+    for (index_t const i : rows) names += (names.empty() ? "" : ", ") + prompts.name(i);
+    return " (optimiser step over the episodes " + names + ")";
+  };
+  double norm = 0;
+  try {
+    norm = optimizer.step(learning_rate, max_gradient_norm);
+  } catch (Error const& error) {
+    throw Error(error.what() + episodes());
+  }
+  if (!std::isfinite(norm)) throw Error("the gradient norm is not finite" + episodes());
+  return norm;
+}
+
 /// `config.epochs` passes over the rollout. Each pass shuffles the rows, cuts them into optimiser
 /// steps of mini_batch_size * gradient_accumulation rows, and each of those into mini-batches whose
 /// gradients add up to the mean over the step's tokens, whatever the cut. A mini-batch whose mean
@@ -152,13 +173,8 @@ UpdateReport update_policy(A& actor, O const& objective, G& optimizer, PromptBat
       }
       if (!trained) continue;
 
-      double const norm = optimizer.step(learning_rate, config.max_gradient_norm);
-      if (!std::isfinite(norm)) {
-        std::string names;
-        for (index_t const i : rows) names += (names.empty() ? "" : ", ") + prompts.name(i);
-        throw Error("the gradient norm is not finite in the optimiser step over the episodes " +
-                    names);
-      }
+      double const norm =
+          step_optimizer(optimizer, learning_rate, config.max_gradient_norm, prompts, rows);
       report.gradient_norm += norm;
       ++report.optimizer_steps;
     }

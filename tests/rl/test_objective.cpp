@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "emprl/rl/objective.hpp"
+
+#include <cmath>
+#include <limits>
+#include <span>
+#include <vector>
+
+#include "emprl/core/rng.hpp"
+#include "support/catch.hpp"
+
+using namespace emprl;
+using namespace emprl::rl;
+
+namespace {
+
+using D = Dual<double, 2>;
+
+bool away_from_kinks(PpoClipObjective const& o, double logp, double v, TokenContext const& t) {
+  double const ratio = std::exp(logp - t.old_logp);
+  double const low = t.old_value - o.value_clip, high = t.old_value + o.value_clip;
+  double const held = std::max(std::min(v, high), low);
+  auto const apart = [](double a, double b) { return std::abs(a - b) > 1e-3; };
+  return apart(ratio, 1 - o.policy_clip) && apart(ratio, 1 + o.policy_clip) && apart(v, low) &&
+         apart(v, high) && (held == v || apart(std::abs(v - t.ret), std::abs(held - t.ret)));
+}
+
+/// Central difference of fourth order.
+template <class F>
+double slope(F f, double x) {
+  double const h = 1e-4;
+  return (8 * (f(x + h) - f(x - h)) - (f(x + 2 * h) - f(x - 2 * h))) / (12 * h);
+}
+
+}  // namespace
+
+TEST_CASE("objective: duals agree with central differences to 1e-8 away from kinks",
+          "[rl][objective][grad]") {
+  PpoClipObjective const o{0.2, 0.2, 0.1};
+  RandomSequence random(7, Stream::initialise);
+  int compared = 0;
+  for (int i = 0; i < 4000; ++i) {
+    TokenContext const t{-3 * random.uniform(), random.normal(), random.normal(), random.normal()};
+    double const logp = t.old_logp + 0.3 * random.normal();
+    double const v = t.old_value + 0.3 * random.normal();
+    if (!away_from_kinks(o, logp, v, t)) continue;
+    ++compared;
+    D const loss = o(D::variable(logp, 0), D::variable(v, 1), t);
+    double const dlogp = slope([&](double x) { return o(x, v, t); }, logp);
+    double const dv = slope([&](double x) { return o(logp, x, t); }, v);
+    double const scale = std::max(1.0, std::abs(loss.value));
+    REQUIRE(std::abs(loss.derivative[0] - dlogp) <= 1e-8 * std::max(scale, std::abs(dlogp)));
+    REQUIRE(std::abs(loss.derivative[1] - dv) <= 1e-8 * std::max(scale, std::abs(dv)));
+  }
+  CHECK(compared > 3000);
+}
+
+TEST_CASE("objective: a masked token has no gradient and no part in any sum",
+          "[rl][objective][unit]") {
+  auto const run = [](double junk) {
+    std::vector<double> const logp{-1, junk, -0.5}, v{0.1, junk, 0.4};
+    std::vector<TokenContext> const tokens{
+        {-1.1, 0.2, 0.5, 1}, {junk, junk, junk, junk}, {-0.4, 0.1, -2, 0}};
+    std::vector<std::uint8_t> const mask{1, 0, 1};
+    std::vector<double> dlogp(3, 9), dv(3, 9);
+    auto const sums = evaluate_objective<double>(PpoClipObjective{}, std::span<double const>(logp),
+                                                 std::span<double const>(v), tokens, mask, 2.0,
+                                                 std::span<double>(dlogp), std::span<double>(dv));
+    CHECK(sums.tokens == 2.0);
+    CHECK(dlogp[1] == 0.0);
+    CHECK(dv[1] == 0.0);
+    return std::vector<double>{sums.loss, sums.policy, sums.value, sums.ratio, sums.k1,
+                               sums.k3,   dlogp[0],    dlogp[2],   dv[0],      dv[2]};
+  };
+  CHECK(run(std::numeric_limits<double>::quiet_NaN()) == run(1e300));
+}
+
+TEST_CASE("objective: in the first epoch the policy gradient is minus the advantage",
+          "[rl][objective][grad]") {
+  std::vector<TokenContext> const tokens{{-1, 0.3, 2, 0.7}, {-2, 0.1, -3, 0.2}};
+  std::vector<float> const logp{-1, -2}, v{0.3f, 0.1f};
+  std::vector<float> dlogp(2), dv(2);
+  auto const sums = evaluate_objective<float>(
+      PpoClipObjective{}, std::span<float const>(logp), std::span<float const>(v), tokens,
+      std::vector<std::uint8_t>{1, 1}, 2.0, std::span<float>(dlogp), std::span<float>(dv));
+  CHECK(dlogp[0] == Approx(-1.0f));
+  CHECK(dlogp[1] == Approx(1.5f));
+  CHECK(sums.mean_ratio() == 1.0);
+  CHECK(sums.worst_ratio_error == 0.0);
+  CHECK(sums.clipped == 0.0);
+}
+
+TEST_CASE("objective: the worst ratio is found with its token", "[rl][objective][unit]") {
+  std::vector<TokenContext> const tokens{{-1, 0, 0, 0}, {-1, 0, 0, 0}, {-1, 0, 0, 0}};
+  std::vector<double> const logp{-1.1, -3, -0.9}, v(3);
+  std::vector<double> dlogp(3), dv(3);
+  auto const sums = evaluate_objective<double>(
+      PpoClipObjective{}, std::span<double const>(logp), std::span<double const>(v), tokens,
+      std::vector<std::uint8_t>{1, 1, 1}, 3.0, std::span<double>(dlogp), std::span<double>(dv));
+  CHECK(sums.worst_token == 1);
+  CHECK(sums.worst_ratio_error == Approx(1 - std::exp(-2.0)));
+}

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+// PPO learns what it should on problems small enough to know the answer.
+
+#include <cmath>
+#include <cstdint>
+#include <span>
+
+#include "emprl/rl/ppo.hpp"
+#include "rl/tabular.hpp"
+#include "support/catch.hpp"
+
+using namespace emprl;
+using namespace emprl::rl;
+using namespace emprl::tests;
+
+namespace {
+
+/// Trains a tabular policy with a lambda reward and returns it.
+template <class Reward>
+Tabular<float> train(Reward reward, PpoConfig const& config, int steps, std::uint64_t seed,
+                     Tabular<float> actor, Tabular<float> const& frozen) {
+  auto sampler = [&](RaggedView c, std::uint32_t step) { return actor.sample(c, step, seed); };
+  auto decode = spell;
+  TabularOptimizer<float> optimizer{actor, true};
+  PpoTrainer trainer(config,
+                     make_ppo_spec(config, actor, frozen, reward, sampler, decode, optimizer));
+  auto const prompts = prompts_of(std::vector<std::int32_t>(32, 0));
+  for (int i = 0; i < steps; ++i) trainer.step(prompts);
+  return actor;
+}
+
+PpoConfig quick(std::uint64_t seed) {
+  PpoConfig config;
+  config.seed = seed;
+  config.learning_rate = 0.02;
+  config.kl_coefficient = 0.01;
+  return config;
+}
+
+}  // namespace
+
+TEST_CASE("ppo: a two-armed bandit is learnt from a lambda", "[rl][ppo][probe]") {
+  // Arm 2 pays on seven pulls of ten, arm 0 on three; one token a response.
+  for (std::uint64_t seed = 1; seed <= 5; ++seed) {
+    auto reward = [seed](EpisodeBatch const& b, std::span<float> scores) {
+      for (std::size_t i = 0; i < b.size(); ++i) {
+        double const u =
+            uniform({seed, Stream::bootstrap, b.step, static_cast<std::uint32_t>(i), 0});
+        double const chance = b[i].response_ids[0] == 2 ? 0.7 : 0.3;
+        scores[i] = u < chance ? 1.f : 0.f;
+      }
+    };
+    Tabular<float> start(1, 1, 3);
+    start.logits[1] = -30;  // no end token: two arms
+    auto const policy = train(reward, quick(seed), 80, seed, start, start);
+    CHECK(policy.probabilities(0)[2] > 0.9);
+  }
+}
+
+TEST_CASE("ppo: the policy converges to a token that is rewarded", "[rl][ppo][probe]") {
+  for (std::uint64_t seed = 1; seed <= 5; ++seed) {
+    auto reward = [](EpisodeBatch const& b, std::span<float> scores) {
+      for (std::size_t i = 0; i < b.size(); ++i) {
+        float n = 0;
+        for (std::int32_t const y : b[i].response_ids) n += y == 3 ? 1.f : 0.f;
+        scores[i] = n;
+      }
+    };
+    Tabular<float> const start(1, 3, 5);
+    auto const policy = train(reward, quick(seed), 80, seed, start, start);
+    for (std::size_t t = 0; t < 3; ++t) CHECK(policy.probabilities(t)[3] > 0.9);
+  }
+}
+
+TEST_CASE("ppo: without a reward the KL penalty brings the policy back", "[rl][ppo][probe]") {
+  auto reward = [](EpisodeBatch const&, std::span<float> scores) {
+    for (float& s : scores) s = 0;
+  };
+  Tabular<float> const frozen(1, 1, 4);
+  Tabular<float> start = frozen;
+  start.logits[2] = 2.3f;  // about half a nat away
+  PpoConfig config = quick(3);
+  config.whiten_rewards = false;
+  config.whiten_advantages = false;
+  config.kl_coefficient = 1.0;
+  auto const divergence = [](Tabular<float> const& policy) {
+    double kl = 0;
+    for (double const p : policy.probabilities(0)) kl += p * std::log(4 * p);
+    return kl;
+  };
+  CHECK(divergence(start) > 0.45);
+  CHECK(divergence(train(reward, config, 150, 3, start, frozen)) < 0.05);
+}
+
+TEST_CASE("ppo: the value function learns a constant reward", "[rl][ppo][probe]") {
+  auto reward = [](EpisodeBatch const&, std::span<float> scores) {
+    for (float& s : scores) s = 0.7f;
+  };
+  PpoConfig config = quick(4);
+  config.score_scaling = ScoreScaling::none;
+  config.whiten_rewards = false;
+  config.kl_coefficient = 0;
+  Tabular<float> const start(1, 2, 3);
+  auto const policy = train(reward, config, 60, 4, start, start);
+  CHECK(policy.values[0] == Approx(0.7).margin(0.05));
+  CHECK(policy.values[1] == Approx(0.7).margin(0.05));
+}
