@@ -34,8 +34,12 @@ int status_of_child(F&& f) {
   return status;
 }
 
-bool exited_with(int status, int code) { return WIFEXITED(status) && WEXITSTATUS(status) == code; }
-bool killed_by(int status, int signal) { return WIFSIGNALED(status) && WTERMSIG(status) == signal; }
+bool exited_with(int status, int code) {
+  return WIFEXITED(status) && WEXITSTATUS(status) == code;
+}
+bool killed_by(int status, int signal) {
+  return WIFSIGNALED(status) && WTERMSIG(status) == signal;
+}
 
 }  // namespace
 
@@ -59,66 +63,66 @@ TEST_CASE("interrupt: without a guard a signal kills, before it and after it",
           "[train][interrupt][unit]") {
   CHECK(killed_by(status_of_child([] { return std::raise(SIGINT); }), SIGINT));
   CHECK(killed_by(status_of_child([] {
-          { InterruptGuard const guard; }
-          return std::raise(SIGINT);
-        }),
+                    { InterruptGuard const guard; }
+                    return std::raise(SIGINT);
+                  }),
                   SIGINT));
 }
 
 TEST_CASE("interrupt: guards nest, and the request outlives them until it is cleared",
           "[train][interrupt][unit]") {
   CHECK(exited_with(status_of_child([] {
-          InterruptGuard const outer;
-          { InterruptGuard const inner; }
-          std::raise(SIGTERM);
-          return interrupted() ? 7 : 1;
-        }),
+                      InterruptGuard const outer;
+                      { InterruptGuard const inner; }
+                      std::raise(SIGTERM);
+                      return interrupted() ? 7 : 1;
+                    }),
                     7));
   CHECK(exited_with(status_of_child([] {
-          {
-            InterruptGuard const guard;
-            std::raise(SIGINT);
-          }
-          if (!interrupted()) return 1;
-          InterruptGuard const next;
-          if (!interrupted()) return 2;
-          clear_interrupt();
-          if (interrupted()) return 3;
-          std::raise(SIGINT);
-          return interrupted() ? 7 : 4;
-        }),
+                      {
+                        InterruptGuard const guard;
+                        std::raise(SIGINT);
+                      }
+                      if (!interrupted()) return 1;
+                      InterruptGuard const next;
+                      if (!interrupted()) return 2;
+                      clear_interrupt();
+                      if (interrupted()) return 3;
+                      std::raise(SIGINT);
+                      return interrupted() ? 7 : 4;
+                    }),
                     7));
 }
 
 TEST_CASE("interrupt: a signal that was ignored stays ignored", "[train][interrupt][unit]") {
   CHECK(exited_with(status_of_child([] {
-          std::signal(SIGINT, SIG_IGN);
-          InterruptGuard const guard;
-          std::raise(SIGINT);
-          return interrupted() ? 1 : 7;
-        }),
+                      std::signal(SIGINT, SIG_IGN);
+                      InterruptGuard const guard;
+                      std::raise(SIGINT);
+                      return interrupted() ? 1 : 7;
+                    }),
                     7));
 }
 
 TEST_CASE("interrupt: a closed pipe and a file size limit become errors of write",
           "[train][interrupt][unit]") {
   CHECK(exited_with(status_of_child([] {
-          ignore_write_signals();
-          int ends[2];
-          if (::pipe(ends) != 0) return 1;
-          ::close(ends[0]);
-          return ::write(ends[1], "x", 1) < 0 && errno == EPIPE ? 7 : 2;
-        }),
+                      ignore_write_signals();
+                      int ends[2];
+                      if (::pipe(ends) != 0) return 1;
+                      ::close(ends[0]);
+                      return ::write(ends[1], "x", 1) < 0 && errno == EPIPE ? 7 : 2;
+                    }),
                     7));
   CHECK(exited_with(status_of_child([] {
-          ignore_write_signals();
-          char name[] = "/tmp/emprl-test-XXXXXX";
-          int const fd = ::mkstemp(name);
-          ::unlink(name);
-          rlimit const none{0, 0};
-          ::setrlimit(RLIMIT_FSIZE, &none);
-          return ::write(fd, "x", 1) < 0 && errno == EFBIG ? 7 : 2;
-        }),
+                      ignore_write_signals();
+                      char name[] = "/tmp/emprl-test-XXXXXX";
+                      int const fd = ::mkstemp(name);
+                      ::unlink(name);
+                      rlimit const none{0, 0};
+                      ::setrlimit(RLIMIT_FSIZE, &none);
+                      return ::write(fd, "x", 1) < 0 && errno == EFBIG ? 7 : 2;
+                    }),
                     7));
 }
 

@@ -20,8 +20,7 @@ struct Stage {
   std::vector<std::string> pieces;
 
   train::ProgressOutput output() {
-    return {[this](std::string_view text) { pieces.emplace_back(text); },
-            [this] { return now; },
+    return {[this](std::string_view text) { pieces.emplace_back(text); }, [this] { return now; },
             [this] { return width; }};
   }
 };
@@ -101,7 +100,10 @@ TEST_CASE("progress: no line reaches the last column or cuts a character",
 TEST_CASE("progress: text is made fit for a terminal", "[train][progress][unit]") {
   using train::detail::fit_to_columns;
   CHECK(fit_to_columns("a\nb\x1b[31m\tc", 80).text == "a b [31m c");
-  CHECK(fit_to_columns("a\xFF" "b\xC3", 80).text == "a?b?");
+  CHECK(fit_to_columns("a\xFF"
+                       "b\xC3",
+                       80)
+            .text == "a?b?");
   CHECK(fit_to_columns("\xE6\x84\x9F\xE6\x83\x85", 3).text == "\xE6\x84\x9F");
   CHECK(fit_to_columns("e\xCC\x81xyz", 2).text == "e\xCC\x81x");
   CHECK(fit_to_columns("abc", 0).text.empty());

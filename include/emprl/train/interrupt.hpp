@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Stopping a long run from outside: the first SIGINT (Ctrl-C) or SIGTERM asks it to finish its step, save and leave; the
-// second one kills it as if nobody had listened.
+// Stopping a long run from outside: the first SIGINT (Ctrl-C) or SIGTERM asks it to finish its
+// step, save and leave; the second one kills it as if nobody had listened.
 
 #include <atomic>
 #include <csignal>
@@ -16,7 +16,8 @@ namespace emprl::train {
 
 /// Thrown by a run that was asked to stop and has saved what it had.
 struct Interrupted : Error {
-  /// @param how_to_resume a sentence for the person who stopped it, such as the command that goes on
+  /// @param how_to_resume a sentence for the person who stopped it, such as the command that goes
+  /// on
   explicit Interrupted(std::string const& how_to_resume) : Error("interrupted; " + how_to_resume) {}
 };
 
@@ -46,9 +47,10 @@ extern "C" inline void emprl_train_on_interrupt(int number) {
 
 }  // namespace detail
 
-/// While one lives, SIGINT and SIGTERM only make `interrupted()` true. The first of them gives both signals back what they
-/// did before, so that the next one kills; a signal that was ignored before (nohup, a job in the background) stays
-/// ignored. Guards may nest: the outermost counts. Make them on one thread.
+/// While one lives, SIGINT and SIGTERM only make `interrupted()` true. The first of them gives both
+/// signals back what they did before, so that the next one kills; a signal that was ignored before
+/// (nohup, a job in the background) stays ignored. Guards may nest: the outermost counts. Make them
+/// on one thread.
 class InterruptGuard {
  public:
   InterruptGuard() {
@@ -65,9 +67,9 @@ class InterruptGuard {
     sigset_t old_mask;
     static_cast<void>(::pthread_sigmask(SIG_BLOCK, &listen.sa_mask, &old_mask));
     for (auto& signal : detail::watched_signals) {
-      signal.watched = ::sigaction(signal.number, nullptr, &signal.before) == 0 &&
-                       ((signal.before.sa_flags & SA_SIGINFO) != 0 ||
-                        signal.before.sa_handler != SIG_IGN);
+      signal.watched =
+          ::sigaction(signal.number, nullptr, &signal.before) == 0 &&
+          ((signal.before.sa_flags & SA_SIGINFO) != 0 || signal.before.sa_handler != SIG_IGN);
     }
     for (auto& signal : detail::watched_signals) {
       if (signal.watched) signal.watched = ::sigaction(signal.number, &listen, nullptr) == 0;
@@ -85,15 +87,19 @@ class InterruptGuard {
   }
 };
 
-/// Whether a signal asked the process to stop. It stays true, also beyond the guard, so that of several runs in a row
-/// none misses it.
-inline bool interrupted() { return detail::received_signal.load() != 0; }
+/// Whether a signal asked the process to stop. It stays true, also beyond the guard, so that of
+/// several runs in a row none misses it.
+inline bool interrupted() {
+  return detail::received_signal.load() != 0;
+}
 
 /// Forgets the request: for programs that go on after one, such as a prompt.
-inline void clear_interrupt() { detail::received_signal.store(0); }
+inline void clear_interrupt() {
+  detail::received_signal.store(0);
+}
 
-/// Makes a file size limit and a closed pipe errors of write(2), which become IoError, instead of the death of the
-/// process. For programs to call first; a library does not do so unasked.
+/// Makes a file size limit and a closed pipe errors of write(2), which become IoError, instead of
+/// the death of the process. For programs to call first; a library does not do so unasked.
 inline void ignore_write_signals() {
   static_cast<void>(std::signal(SIGXFSZ, SIG_IGN));
   static_cast<void>(std::signal(SIGPIPE, SIG_IGN));

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// How far a long piece of work is, on standard error: one line that is rewritten where that is a terminal, a plain line
-// now and then where it is a file or a pipe.
+// How far a long piece of work is, on standard error: one line that is rewritten where that is a
+// terminal, a plain line now and then where it is a file or a pipe.
 
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -25,8 +25,9 @@ namespace emprl::train {
 
 namespace detail {
 
-/// Columns that a character takes on a terminal: 0 for marks that combine, 2 for East Asian wide forms and pictographs.
-/// Coarse on purpose; where it is in doubt it says 2, which cuts a line early instead of letting it wrap.
+/// Columns that a character takes on a terminal: 0 for marks that combine, 2 for East Asian wide
+/// forms and pictographs. Coarse on purpose; where it is in doubt it says 2, which cuts a line
+/// early instead of letting it wrap.
 inline index_t columns_of(char32_t c) {
   auto const in = [c](char32_t low, char32_t high) { return c >= low && c <= high; };
   if (in(0x0300, 0x036F) || in(0x200B, 0x200F) || in(0x202A, 0x202E) || in(0x2060, 0x2069) ||
@@ -42,8 +43,8 @@ inline index_t columns_of(char32_t c) {
   return 1;
 }
 
-/// What a terminal can show of a text in at most `columns`: whole characters only, control characters as spaces, bytes
-/// that are not UTF-8 as question marks.
+/// What a terminal can show of a text in at most `columns`: whole characters only, control
+/// characters as spaces, bytes that are not UTF-8 as question marks.
 struct ShownText {
   std::string text;
   index_t columns = 0;
@@ -117,7 +118,8 @@ struct ProgressOutput {
   std::function<index_t()> columns;
 };
 
-/// Standard error, its terminal's present width (80 where the terminal does not tell), and a steady clock.
+/// Standard error, its terminal's present width (80 where the terminal does not tell), and a steady
+/// clock.
 inline ProgressOutput standard_error_output() {
   ProgressOutput out;
   out.write = [](std::string_view text) {
@@ -139,9 +141,10 @@ inline ProgressOutput standard_error_output() {
   return out;
 }
 
-/// The progress of one piece of work. It shows itself when it is made, then as `advance` is called: on a terminal at most
-/// ten times a second, elsewhere a line every ten seconds; and when it is finished. An object that goes without
-/// `finish` (an error is on its way) leaves the cursor on a new line.
+/// The progress of one piece of work. It shows itself when it is made, then as `advance` is called:
+/// on a terminal at most ten times a second, elsewhere a line every ten seconds; and when it is
+/// finished. An object that goes without `finish` (an error is on its way) leaves the cursor on a
+/// new line.
 class Progress {
  public:
   /// @param label what is going on, such as "align"
@@ -168,7 +171,8 @@ class Progress {
     }
   }
 
-  /// So many units are done, in all and not since the last call. @param note what else to show, such as the loss
+  /// So many units are done, in all and not since the last call. @param note what else to show,
+  /// such as the loss
   void advance(index_t done, std::string_view note = {}) {
     double const now = output_.seconds();
     measure(done, now);
@@ -191,8 +195,8 @@ class Progress {
   }
 
  private:
-  // Units and seconds, older ones counting less: the rate follows a change within about a minute, and work whose single
-  // unit takes longer than that goes by its last units.
+  // Units and seconds, older ones counting less: the rate follows a change within about a minute,
+  // and work whose single unit takes longer than that goes by its last units.
   void measure(index_t done, double now) {
     constexpr double memory_seconds = 60.0;
     double const passed = now - measured_;
