@@ -224,7 +224,7 @@ TEMPLATE_TEST_CASE("sampling: logits that are no numbers are errors", "[gen][sam
 }
 
 TEST_CASE("sampling: a setting out of range is named", "[gen][sampling][unit]") {
-  using Catch::Matchers::Contains;
+  using Catch::Matchers::ContainsSubstring;
   auto const broken = [](auto change) {
     SamplingConfig config;
     change(config);
@@ -232,12 +232,14 @@ TEST_CASE("sampling: a setting out of range is named", "[gen][sampling][unit]") 
   };
   CHECK_NOTHROW(broken([](SamplingConfig&) {}));
   CHECK_NOTHROW(SamplingConfig::emprl().validate());
-  CHECK_THROWS_WITH(broken([](SamplingConfig& c) { c.temperature = 0; }), Contains("temperature"));
-  CHECK_THROWS_WITH(broken([](SamplingConfig& c) { c.top_k = -1; }), Contains("top_k"));
-  CHECK_THROWS_WITH(broken([](SamplingConfig& c) { c.top_p = 0; }), Contains("top_p"));
-  CHECK_THROWS_WITH(broken([](SamplingConfig& c) { c.top_p = std::nan(""); }), Contains("top_p"));
+  CHECK_THROWS_WITH(broken([](SamplingConfig& c) { c.temperature = 0; }),
+                    ContainsSubstring("temperature"));
+  CHECK_THROWS_WITH(broken([](SamplingConfig& c) { c.top_k = -1; }), ContainsSubstring("top_k"));
+  CHECK_THROWS_WITH(broken([](SamplingConfig& c) { c.top_p = 0; }), ContainsSubstring("top_p"));
+  CHECK_THROWS_WITH(broken([](SamplingConfig& c) { c.top_p = std::nan(""); }),
+                    ContainsSubstring("top_p"));
   CHECK_THROWS_WITH(broken([](SamplingConfig& c) { c.max_new_tokens = 0; }),
-                    Contains("max_new_tokens"));
+                    ContainsSubstring("max_new_tokens"));
   CHECK_THROWS_WITH(broken([](SamplingConfig& c) { c.min_new_tokens = 60; }),
-                    Contains("min_new_tokens"));
+                    ContainsSubstring("min_new_tokens"));
 }
