@@ -3,9 +3,9 @@
 
 #include <cerrno>
 #include <csignal>
+#include <cstdio>
 #include <string>
 
-#include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -116,9 +116,9 @@ TEST_CASE("interrupt: a closed pipe and a file size limit become errors of write
                     7));
   CHECK(exited_with(status_of_child([] {
                       ignore_write_signals();
-                      char name[] = "/tmp/emprl-test-XXXXXX";
-                      int const fd = ::mkstemp(name);
-                      ::unlink(name);
+                      std::FILE* const file = std::tmpfile();
+                      if (file == nullptr) return 1;
+                      int const fd = ::fileno(file);
                       rlimit const none{0, 0};
                       ::setrlimit(RLIMIT_FSIZE, &none);
                       return ::write(fd, "x", 1) < 0 && errno == EFBIG ? 7 : 2;
