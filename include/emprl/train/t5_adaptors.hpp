@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "emprl/gen/generate.hpp"
+#include "emprl/ops/elementwise.hpp"
 #include "emprl/ops/token_logprob.hpp"
 #include "emprl/rl/concepts.hpp"
 #include "emprl/train/model_folder.hpp"
@@ -18,13 +19,13 @@ namespace emprl::train {
 /// Rows of logits that exist at one time when nothing has to be kept: 512 rows of a vocabulary of 32128 are 66 MB.
 inline constexpr index_t logit_rows = 512;
 
-/// log p of each response token under a model's full softmax at temperature 1, without dropout and without keeping anything.
-/// @param logp    one number a response token, written
-/// @param values  the value head's number for each token; empty if not needed
-/// @param entropy of the distribution each token was drawn from; empty if not needed
+/// log p of each response token under a model's full softmax, without dropout and without keeping anything.
+/// @param logp         one number a response token, written
+/// @param values       the value head's number for each token; empty if not needed
+/// @param temperature  divides the logits; 1 is the model's own distribution
 template <Scalar T>
 void token_logprobs(Cpu& dev, Generator<T> const& g, RaggedView contexts, RaggedView responses,
-                    std::span<T> logp, std::span<T> values = {}, std::span<T> entropy = {}) {
+                    std::span<T> logp, std::span<T> values = {}, T temperature = T(1)) {
   ArenaScope scope(dev.scratch);
   index_t const n = responses.tokens();
   expects(static_cast<index_t>(logp.size()) == n, "token_logprobs: one number for each response token");
@@ -40,10 +41,9 @@ void token_logprobs(Cpu& dev, Generator<T> const& g, RaggedView contexts, Ragged
     index_t const rows = std::min(chunk, n - begin);
     auto const part = logits.rows(0, rows);
     g.model.logits(dev, g.weights.views(), hidden.rows(begin, begin + rows), part);
-    token_logprob_forward(
-        dev, TensorView<T, 1, Cpu>(logp.data() + begin, {rows}), lse.rows(0, rows),
-        entropy.empty() ? TensorView<T, 1, Cpu>{} : TensorView<T, 1, Cpu>(entropy.data() + begin, {rows}),
-        part, TensorView<std::int32_t const, 1, Cpu>(responses.ids.data() + begin, {rows}));
+    if (temperature != T(1)) scale(dev, part, T(1) / temperature);
+    token_logprob_forward(dev, TensorView<T, 1, Cpu>(logp.data() + begin, {rows}), lse.rows(0, rows), {}, part,
+                          TensorView<std::int32_t const, 1, Cpu>(responses.ids.data() + begin, {rows}));
   }
 }
 
@@ -104,15 +104,17 @@ class T5ActorCritic {
     std::span<std::int32_t const> targets;
   };
 
-  /// @param gradients of the weights, and value_gradients of the value head: both accumulated by backward
+  /// @param gradients, prefix_gradients, value_gradients  accumulated by backward; empty views: frozen
+  /// @param temperature  divides the logits that log-probabilities are taken of
   T5ActorCritic(Cpu& dev, Generator<T> const& generator, t5::Params<T, Cpu> const& gradients,
                 t5::Prefixes<T, Cpu> const& prefix_gradients,
-                typename nn::ValueHead<T, Cpu>::Params const& value_gradients)
+                typename nn::ValueHead<T, Cpu>::Params const& value_gradients, T temperature = T(1))
       : dev_(dev),
         generator_(generator),
         gradients_(gradients),
         prefix_gradients_(prefix_gradients),
-        value_gradients_(value_gradients) {
+        value_gradients_(value_gradients),
+        temperature_(temperature) {
     expects<ConfigError>(generator.value_head.size() > 0, "an actor-critic needs a model with a value head.");
   }
 
@@ -131,12 +133,13 @@ class T5ActorCritic {
     value_head_.forward(dev_, generator_.value_head.views(), context.hidden,
                         TensorView<T, 1, Cpu>(values.data(), {n}), context.value);
     generator_.model.logits(dev_, generator_.weights.views(), context.hidden, context.logits);
+    if (temperature_ != T(1)) scale(dev_, context.logits, T(1) / temperature_);
     token_logprob_forward(dev_, TensorView<T, 1, Cpu>(logp.data(), {n}), context.lse, context.entropy,
                           context.logits, targets(context));
   }
 
   void inference(rl::TokenBatch const& batch, std::span<T> logp, std::span<T> values) {
-    token_logprobs(dev_, generator_, batch.contexts, batch.responses, logp, values);
+    token_logprobs(dev_, generator_, batch.contexts, batch.responses, logp, values, temperature_);
   }
 
   void entropy(std::span<T> out, Context const& context) const {
@@ -150,6 +153,7 @@ class T5ActorCritic {
     auto dhidden = dev_.scratch.template allocate<T, 2>(context.hidden.extents());
     token_logprob_backward(dev_, context.logits, TensorView<T const, 1, Cpu>(dlogp.data(), {n}),
                            context.lse, targets(context));
+    if (temperature_ != T(1)) scale(dev_, context.logits, T(1) / temperature_);
     generator_.model.logits_backward(dev_, generator_.weights.views(), gradients_, context.logits,
                                      context.hidden, dhidden);
     value_head_.backward(dev_, generator_.value_head.views(), value_gradients_,
@@ -170,6 +174,7 @@ class T5ActorCritic {
   t5::Params<T, Cpu> gradients_;
   t5::Prefixes<T, Cpu> prefix_gradients_;
   typename nn::ValueHead<T, Cpu>::Params value_gradients_;
+  T temperature_;
 };
 
 static_assert(rl::InferringActor<T5ActorCritic<float>> && rl::ReportsEntropy<T5ActorCritic<float>>);
@@ -178,15 +183,17 @@ static_assert(rl::InferringActor<T5ActorCritic<float>> && rl::ReportsEntropy<T5A
 template <Scalar T>
 class T5Reference {
  public:
-  T5Reference(Cpu& dev, Generator<T> const& generator) : dev_(dev), generator_(generator) {}
+  T5Reference(Cpu& dev, Generator<T> const& generator, T temperature = T(1))
+      : dev_(dev), generator_(generator), temperature_(temperature) {}
 
   void logprobs(rl::TokenBatch const& batch, std::span<T> logp) {
-    token_logprobs(dev_, generator_, batch.contexts, batch.responses, logp);
+    token_logprobs(dev_, generator_, batch.contexts, batch.responses, logp, {}, temperature_);
   }
 
  private:
   Cpu& dev_;
   Generator<T> const& generator_;
+  T temperature_;
 };
 
 static_assert(rl::ReferencePolicy<T5Reference<float>, float>);

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// emprl align: PPO with the empathy reward.
+
+#include "emprl/ops/gemm_cpu.hpp"
+//
+#include "commands.hpp"
+
+#include <fmt/core.h>
+
+#include "emprl/data/pairs.hpp"
+#include "emprl/train/align.hpp"
+#include "emprl/train/empathy_scorer.hpp"
+
+namespace emprl::program {
+
+namespace {
+
+/// Gives every pair without levels those that the identifiers see in its own response.
+void label_missing(train::EmpathyScorer<float> const& scorer, std::vector<data::Pair>& pairs) {
+  std::vector<std::size_t> missing;
+  for (std::size_t i = 0; i < pairs.size(); ++i) {
+    if (!pairs[i].levels) missing.push_back(i);
+  }
+  if (missing.empty()) return;
+  train::Progress progress("label", static_cast<index_t>(missing.size()), "responses");
+  constexpr std::size_t rows_at_once = 256;
+  for (std::size_t begin = 0; begin < missing.size(); begin += rows_at_once) {
+    std::vector<std::string> contexts, responses;
+    std::size_t const end = std::min(missing.size(), begin + rows_at_once);
+    for (std::size_t i = begin; i < end; ++i) {
+      contexts.push_back(pairs[missing[i]].context);
+      responses.push_back(pairs[missing[i]].response);
+    }
+    auto const p = scorer(contexts, responses);
+    for (std::size_t i = begin; i < end; ++i) pairs[missing[i]].levels = empathy::most_probable(p[i - begin]);
+    progress.advance(static_cast<index_t>(end));
+  }
+  progress.finish();
+}
+
+empathy::MechanismMask mask_of(std::vector<std::string> const& names) {
+  empathy::MechanismMask mask{false, false, false};
+  for (std::string const& name : names) mask[static_cast<std::size_t>(data::mechanism_of(name))] = true;
+  return mask;
+}
+
+}  // namespace
+
+void align(Common const& common, AlignOptions const& o) {
+  expect_there(o.model, "--model");
+  expect_there(o.identifiers, "--identifiers");
+  expect_there(o.data, "--data");
+  Cpu dev = common.cpu();
+  train::Generator<float> generator = train::load_generator<float>(o.model, o.adapter);
+  for (std::string const& warning : generator.warnings) fmt::print(stderr, "{}\n", warning);
+  train::EmpathyScorer<float> const scorer(dev, o.identifiers);
+  train::EmpathyReward reward(scorer, mask_of(o.mechanisms));
+  data::PairSet set = data::load_pairs(o.data, data::Split::train, o.context);
+  for (data::DataWarning const& warning : set.warnings) fmt::print(stderr, "{}\n", data::to_string(warning));
+  label_missing(scorer, set.pairs);
+  if (o.permute_levels) {
+    // The same targets, each at another dialogue: what can be gained without matching shows itself.
+    std::vector<data::Levels> levels;
+    for (data::Pair const& pair : set.pairs) levels.push_back(*pair.levels);
+    RandomSequence(common.seed, Stream::permute, 0, 1).shuffle(std::span<data::Levels>(levels));
+    for (std::size_t i = 0; i < levels.size(); ++i) set.pairs[i].levels = levels[i];
+  }
+  prepare_output(o.out);
+  write_configuration(o.out, common);
+
+  train::AlignSettings settings;
+  settings.ppo.learning_rate = o.learning_rate;
+  settings.ppo.kl_coefficient = o.kl_coefficient;
+  settings.ppo.batch_size = o.batch;
+  settings.ppo.mini_batch_size = std::min(o.mini_batch, o.batch);
+  settings.ppo.gradient_accumulation =
+      (o.batch + settings.ppo.mini_batch_size - 1) / settings.ppo.mini_batch_size;
+  settings.ppo.epochs = o.epochs;
+  settings.sampling = o.sampling;
+  settings.logprobs = train::logprobs_of(o.logprobs);
+  settings.adaptive_kl = o.adaptive_kl && o.kl_coefficient > 0;
+  settings.steps = o.steps;
+  settings.save_every = o.save_every;
+  settings.seed = common.seed;
+  settings.checkpoint = o.out / "checkpoint";
+  fmt::print("PPO on {} dialogues; log-probabilities are {}, the KL coefficient is {} and {}\n", set.pairs.size(),
+             o.logprobs, o.kl_coefficient, settings.adaptive_kl ? "adaptive" : "fixed");
+  train::MetricsLog log(o.out);
+  index_t const steps = train::align(dev, generator, reward, set.pairs, settings, &log);
+
+  train::save_generator(o.out, generator);
+  if (generator.prefix.size() > 0) train::save_prefix(o.out / "adapter", generator);
+  train::discard_checkpoint(settings.checkpoint);
+  fmt::print("{} steps of PPO; written to {}\n", steps, o.out.string());
+}
+
+void add_align(CLI::App& app, Common& common) {
+  auto o = std::make_shared<AlignOptions>();
+  CLI::App* const c = app.add_subcommand("align", "Align a generator by PPO with the empathy reward");
+  c->add_option("--model", o->model, "Model folder: the policy and its frozen reference")->required();
+  c->add_option("--adapter", o->adapter, "Prefix folder; then the prefix alone is trained");
+  c->add_option("--identifiers", o->identifiers, "Folder with er/, ip/ and ex/")->required();
+  c->add_option("--data", o->data, "Dialogues, labelled or not: JSON lines, or a folder of CSVs")->required();
+  c->add_option("--out", o->out, "Folder to write")->required();
+  c->add_option("--steps", o->steps, "PPO steps; 0: three passes over the dialogues")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  c->add_option("--lr", o->learning_rate, "Learning rate, falling linearly to 0")->capture_default_str();
+  c->add_option("--kl", o->kl_coefficient, "KL coefficient at the start")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  c->add_flag("!--fixed-kl", o->adaptive_kl, "Keep the KL coefficient as it is");
+  c->add_option("--batch", o->batch, "Dialogues in a step")->check(CLI::PositiveNumber)->capture_default_str();
+  c->add_option("--mini-batch", o->mini_batch, "Dialogues in one pass; gradients of a batch add up")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  c->add_option("--ppo-epochs", o->epochs, "Passes over a batch")->check(CLI::PositiveNumber)->capture_default_str();
+  c->add_option("--mechanisms", o->mechanisms, "Mechanisms in the reward")
+      ->check(CLI::IsMember({"er", "ip", "ex"}))
+      ->delimiter(',')
+      ->capture_default_str();
+  c->add_option("--logprobs", o->logprobs, "raw, or tempered as sampling is")
+      ->check(CLI::IsMember({"raw", "tempered"}))
+      ->capture_default_str();
+  c->add_flag("--permute-levels", o->permute_levels, "Negative control: targets of other dialogues");
+  c->add_option("--save-every", o->save_every, "Steps between checkpoints; 0: only when interrupted")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  add_sampling_options(*c, o->sampling);
+  add_context_options(*c, o->context);
+  add_common(*c, common);
+  c->footer(
+      "Example:\n"
+      "  emprl align --model runs/generator --identifiers runs/identifiers \\\n"
+      "    --data data/empathetic_dialogues --out runs/aligned --steps 1000");
+  c->callback([o, &common] { align(common, *o); });
+}
+
+}  // namespace emprl::program

@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The loop of supervised learning: epochs of shuffled batches, AdamW, validation after each epoch, the best epoch kept,
+// checkpoints from which a stopped run goes on as if it had never stopped.
+
+#include <algorithm>
+#include <cmath>
+#include <concepts>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <limits>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "emprl/optim/adamw.hpp"
+#include "emprl/optim/schedule.hpp"
+#include "emprl/text/batching.hpp"
+#include "emprl/train/checkpoint.hpp"
+#include "emprl/train/interrupt.hpp"
+#include "emprl/train/metrics_log.hpp"
+#include "emprl/train/progress.hpp"
+
+namespace emprl::train {
+
+/// Something that learns from numbered examples.
+///   t.examples()               how many there are
+///   t.parameters(), gradients()  flat spans of the same extent
+///   t.loss(rows, step)         the mean loss of some examples; adds its gradient to gradients(). `step` addresses dropout
+///   t.has_validation(), t.validate()   a loss on other examples, lower is better
+///   t.finish()                 brings what is trained in line with parameters(), after they were replaced
+template <class K>
+concept FitTask = requires(K& t, std::span<index_t const> rows, std::uint32_t step) {
+  typename K::Scalar;
+  { t.examples() } -> std::same_as<index_t>;
+  { t.parameters() } -> std::same_as<std::span<typename K::Scalar>>;
+  { t.gradients() } -> std::same_as<std::span<typename K::Scalar>>;
+  { t.loss(rows, step) } -> std::same_as<double>;
+  { t.has_validation() } -> std::same_as<bool>;
+  { t.validate() } -> std::same_as<double>;
+  { t.finish() } -> std::same_as<void>;
+};
+
+struct FitOptions {
+  std::string phase = "finetune";        ///< the name in progress and logs
+  index_t epochs = 3;
+  index_t batch_size = 8;                ///< examples in an optimiser step
+  double learning_rate = 1e-4;           ///< at its peak
+  optim::Decay decay = optim::Decay::linear;
+  index_t warmup_steps = 0;              ///< at most the run's length
+  optim::AdamWConfig optimizer;
+  std::uint64_t seed = 42;               ///< of the order of examples
+  index_t save_every = 0;                ///< optimiser steps between checkpoints; 0: after each epoch
+  index_t patience = 0;                  ///< stop after so many epochs without a better validation loss; 0: never
+  std::filesystem::path checkpoint;      ///< the folder for checkpoints; empty: none
+
+  /// @throws ConfigError naming the setting that is out of range
+  void validate() const {
+    expects<ConfigError>(epochs >= 1, "epochs must be at least 1.");
+    expects<ConfigError>(batch_size >= 1, "the batch size must be at least 1.");
+    expects<ConfigError>(std::isfinite(learning_rate) && learning_rate >= 0,
+                         "the learning rate must be finite and not negative.");
+    expects<ConfigError>(warmup_steps >= 0, "warm-up steps must not be negative.");
+    expects<ConfigError>(save_every >= 0 && patience >= 0, "save-every and patience must not be negative.");
+    optimizer.validate();
+  }
+};
+
+struct EpochResult {
+  double train_loss = 0;   ///< mean over the epoch's batches, with dropout
+  double valid_loss = 0;   ///< after the epoch; the training loss where there is no validation part
+};
+
+struct FitResult {
+  std::vector<EpochResult> epochs;
+  index_t best_epoch = 0;  ///< counted from 0; its parameters are the ones kept
+  double best_loss = 0;
+  index_t steps = 0;
+};
+
+namespace detail {
+
+/// Everything about a fit in progress except the weights.
+struct FitState {
+  index_t step = 0;        // optimiser steps done
+  index_t epoch = 0;       // the epoch under way
+  index_t batch = 0;       // its batches done
+  double loss_sum = 0;     // their losses
+  FitResult result;
+};
+
+inline io::Json to_json(FitState const& s) {
+  io::Json epochs = io::Json::array();
+  for (EpochResult const& e : s.result.epochs) epochs.push_back({e.train_loss, e.valid_loss});
+  return {{"step", s.step},         {"epoch", s.epoch},
+          {"batch", s.batch},       {"loss_sum", s.loss_sum},
+          {"epochs", epochs},       {"best_epoch", s.result.best_epoch},
+          {"best_loss", s.result.best_loss}};
+}
+
+inline FitState fit_state_from_json(io::Json const& json, std::string const& where) {
+  try {
+    FitState s;
+    s.step = json.at("step").get<index_t>();
+    s.epoch = json.at("epoch").get<index_t>();
+    s.batch = json.at("batch").get<index_t>();
+    s.loss_sum = json.at("loss_sum").get<double>();
+    for (auto const& e : json.at("epochs")) {
+      s.result.epochs.push_back({e.at(0).get<double>(), e.at(1).get<double>()});
+    }
+    s.result.best_epoch = json.at("best_epoch").get<index_t>();
+    s.result.best_loss = json.at("best_loss").get<double>();
+    return s;
+  } catch (io::Json::exception const&) {
+    throw IoError(where + ": this is not the state of a supervised run.");
+  }
+}
+
+/// Fixed-point text for progress lines; fmt stays out of library headers.
+inline std::string short_number(double x) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.4f", x);
+  return text;
+}
+
+}  // namespace detail
+
+/// Trains a task. Resumes from options.checkpoint if it holds a checkpoint of a run with the same options.
+/// @param log where losses go, as phase/step; null for nowhere
+/// @throws ConfigError for options out of range, or a checkpoint of a run with other options
+/// @throws Interrupted after a signal, once a checkpoint is written
+/// @throws Error if a loss or a gradient is not finite
+template <FitTask Task>
+FitResult fit(Cpu& dev, Task& task, FitOptions const& options, MetricsLog* log = nullptr) {
+  using T = typename Task::Scalar;
+  options.validate();
+  index_t const examples = task.examples();
+  expects<ConfigError>(examples > 0, options.phase + ": there is nothing to train on.");
+  index_t const batches = (examples + options.batch_size - 1) / options.batch_size;
+  index_t const total = batches * options.epochs;
+  optim::Schedule schedule;
+  schedule.decay = options.decay;
+  schedule.peak = options.learning_rate;
+  schedule.warmup_steps = std::min(options.warmup_steps, total - 1);
+  schedule.total_steps = total;
+
+  optim::AdamW<T> optimizer(options.optimizer, task.parameters(), task.gradients());
+  detail::FitState state;
+  state.result.best_loss = std::numeric_limits<double>::max();
+  std::vector<T> best;
+
+  // What a checkpoint must agree with to be gone on from.
+  io::Json const identity = {{"phase", options.phase},
+                             {"examples", examples},
+                             {"parameters", task.parameters().size()},
+                             {"epochs", options.epochs},
+                             {"batch_size", options.batch_size},
+                             {"learning_rate", options.learning_rate},
+                             {"decay", static_cast<int>(options.decay)},
+                             {"warmup_steps", options.warmup_steps},
+                             {"seed", options.seed}};
+  auto const save = [&] {
+    if (options.checkpoint.empty()) return;
+    save_checkpoint(options.checkpoint, [&](std::filesystem::path const& folder) {
+      auto const n = static_cast<index_t>(task.parameters().size());
+      std::span<T const> const now = task.parameters();
+      std::vector<io::TensorToWrite> tensors{io::tensor_to_write<T>("parameters", {n}, now)};
+      if (!best.empty()) tensors.push_back(io::tensor_to_write<T>("best", {n}, std::span<T const>(best)));
+      io::write_safetensors(folder / "parameters.safetensors", tensors);
+      write_optimizer(folder, optimizer);
+      write_trainer_state(folder, {{{"identity", identity}, {"state", detail::to_json(state)}}});
+    });
+  };
+  if (!options.checkpoint.empty()) {
+    if (auto const folder = find_checkpoint(options.checkpoint)) {
+      io::Json const numbers = read_trainer_state(*folder).numbers;
+      expects<ConfigError>(numbers.contains("identity") && numbers["identity"] == identity &&
+                               numbers.contains("state"),
+                           "the checkpoint " + folder->string() +
+                               " belongs to a run with other options or data; remove it, or choose another "
+                               "output folder.");
+      state = detail::fit_state_from_json(numbers["state"], (*folder / "state.json").string());
+      io::SafeTensorsFile const file(*folder / "parameters.safetensors");
+      auto const n = static_cast<index_t>(task.parameters().size());
+      file.copy_to("parameters", task.parameters(), {n});
+      if (file.contains("best")) {
+        best.resize(task.parameters().size());
+        file.copy_to("best", std::span<T>(best), {n});
+      }
+      read_optimizer(*folder, optimizer);
+    }
+  }
+  if (log != nullptr) log->resume(options.phase, state.step);
+
+  Progress progress(options.phase, total, "steps", state.step);
+  while (state.epoch < options.epochs) {
+    if (options.patience > 0 &&
+        static_cast<index_t>(state.result.epochs.size()) > state.result.best_epoch + options.patience) {
+      break;
+    }
+    std::vector<index_t> const order = text::shuffled_rows(examples, options.seed, state.epoch);
+    auto const rows = text::cut_into_batches(order, options.batch_size);
+    while (state.batch < batches) {
+      if (interrupted()) {
+        save();
+        throw Interrupted("the same command goes on from step " + std::to_string(state.step) + " of " +
+                          options.phase + ".");
+      }
+      optimizer.zero_gradients();
+      double const loss =
+          task.loss(rows[static_cast<std::size_t>(state.batch)], static_cast<std::uint32_t>(state.step));
+      if (!std::isfinite(loss)) {
+        throw Error(options.phase + ": the loss of step " + std::to_string(state.step + 1) +
+                    " is not finite; try a smaller learning rate.");
+      }
+      double const rate = schedule(state.step);
+      double const norm = optimizer.step(dev, rate);
+      ++state.step;
+      ++state.batch;
+      state.loss_sum += loss;
+      progress.advance(state.step, "epoch " + std::to_string(state.epoch + 1) + ", loss " +
+                                       detail::short_number(state.loss_sum / static_cast<double>(state.batch)));
+      if (log != nullptr) {
+        log->write(options.phase, state.step,
+                   {{"loss", loss}, {"learning_rate", rate}, {"gradient_norm", norm}});
+      }
+      if (options.save_every > 0 && state.step % options.save_every == 0 && state.batch < batches) save();
+    }
+    EpochResult epoch;
+    epoch.train_loss = state.loss_sum / static_cast<double>(batches);
+    epoch.valid_loss = task.has_validation() ? task.validate() : epoch.train_loss;
+    if (log != nullptr) {
+      log->write(options.phase + " epoch", state.epoch + 1,
+                 {{"train_loss", epoch.train_loss}, {"valid_loss", epoch.valid_loss}});
+    }
+    state.result.epochs.push_back(epoch);
+    if (epoch.valid_loss < state.result.best_loss) {
+      state.result.best_loss = epoch.valid_loss;
+      state.result.best_epoch = state.epoch;
+      std::span<T const> const now = task.parameters();
+      best.assign(now.begin(), now.end());
+    }
+    progress.print(options.phase + ": epoch " + std::to_string(state.epoch + 1) + " of " +
+                   std::to_string(options.epochs) + ", training loss " +
+                   detail::short_number(epoch.train_loss) + ", validation loss " +
+                   detail::short_number(epoch.valid_loss));
+    ++state.epoch;
+    state.batch = 0;
+    state.loss_sum = 0;
+    save();
+  }
+  progress.finish();
+  if (!best.empty()) std::copy(best.begin(), best.end(), task.parameters().begin());
+  task.finish();
+  state.result.steps = state.step;
+  return state.result;
+}
+
+}  // namespace emprl::train
