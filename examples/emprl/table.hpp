@@ -21,7 +21,9 @@ inline constexpr std::size_t table_width = 80;
 
 namespace detail::table {
 
-inline bool continues(char c) { return (static_cast<unsigned char>(c) & 0xC0u) == 0x80u; }
+inline bool continues(char c) {
+  return (static_cast<unsigned char>(c) & 0xC0u) == 0x80u;
+}
 
 /// Characters, counting a UTF-8 sequence as one.
 inline std::size_t width(std::string_view text) {
@@ -57,8 +59,9 @@ inline std::vector<std::string> wrap(std::string_view text, std::size_t limit) {
 
 }  // namespace detail::table
 
-/// The lines of a table: names to the left, numbers to the right, cells broken at spaces where the table would be wider
-/// than `limit` characters. Only a table whose columns cannot be narrowed to six characters each is wider.
+/// The lines of a table: names to the left, numbers to the right, cells broken at spaces where the
+/// table would be wider than `limit` characters. Only a table whose columns cannot be narrowed to
+/// six characters each is wider.
 /// @throws ShapeError if a row has not as many cells as the header
 inline std::vector<std::string> table_lines(train::TextTable const& table,
                                             std::size_t limit = table_width) {

@@ -18,7 +18,8 @@ LevelProbabilities const example{{{0.5, 0.25, 0.25}, {0.1, 0.1, 0.8}, {0.3, 0.6,
 
 }  // namespace
 
-TEST_CASE("levels: the likeliest level wins and ties go to the lower one", "[empathy][levels][unit]") {
+TEST_CASE("levels: the likeliest level wins and ties go to the lower one",
+          "[empathy][levels][unit]") {
   CHECK(most_probable(example) == Levels{0, 2, 1});
   CHECK(most_probable(LevelProbabilities{{{0.4, 0.4, 0.2}, {0.2, 0.4, 0.4}, {0.3, 0.3, 0.4}}}) ==
         Levels{0, 1, 2});

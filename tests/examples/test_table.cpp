@@ -12,7 +12,8 @@ using emprl::program::table_lines;
 using emprl::train::TextTable;
 
 TEST_CASE("table: names stand left, numbers right", "[examples][table][unit]") {
-  TextTable const table{"Title", {"system", "reward"}, {{"a", "0.5"}, {"before", "0.25"}}, {"Note."}};
+  TextTable const table{
+      "Title", {"system", "reward"}, {{"a", "0.5"}, {"before", "0.25"}}, {"Note."}};
   CHECK(table_lines(table) == std::vector<std::string>{"Title",           //
                                                        "system  reward",  //
                                                        "--------------",  //
@@ -49,7 +50,7 @@ TEST_CASE("table: a row of another length is refused and an empty table is nothi
 TEST_CASE("table: numbers as text", "[train][text_table][unit]") {
   CHECK(emprl::train::fixed_text(-0.0001, 2) == "0.00");
   CHECK(emprl::train::fixed_text(std::numeric_limits<double>::infinity(), 2) == "-");
-  CHECK(emprl::train::estimate_text({0.3, 0.25, 0.351}, 2) == "0.30 [0.25,0.35]");
+  CHECK(emprl::train::interval_text({0.3, 0.25, 0.351}, 2) == "0.30 [0.25,0.35]");
   CHECK(emprl::train::gain_text({0.3, 0.21, 0.39}, 1) == "+0.3 [0.2,0.4]");
   CHECK(emprl::train::gain_text({-0.3, -0.4, -0.2}, 1) == "-0.3 [-0.4,-0.2]");
   CHECK(emprl::train::gain_text({0.0, 0.0, 0.0}, 1) == "0.0 [0.0,0.0]");

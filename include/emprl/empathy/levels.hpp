@@ -58,7 +58,8 @@ inline double empathy_reward(LevelProbabilities const& p, Levels const& target,
   return reward;
 }
 
-/// @throws Error unless every mechanism's probabilities are finite, not negative and sum to 1 within 1e-4
+/// @throws Error unless every mechanism's probabilities are finite, not negative and sum to 1
+/// within 1e-4
 inline void check_probabilities(LevelProbabilities const& p) {
   for (data::Mechanism const mechanism : data::all_mechanisms) {
     double sum = 0.0;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Tables of results as text, before anybody decides how they look: a title, a header, rows of cells, notes. The first
-// column holds names, the others numbers.
+// Tables of results as text, before anybody decides how they look: a title, a header, rows of
+// cells, notes. The first column holds names, the others numbers.
 
 #include <array>
 #include <charconv>
@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "emprl/core/config.hpp"
+#include "emprl/metrics/bootstrap.hpp"
 
 namespace emprl::train {
 
@@ -20,13 +20,6 @@ struct TextTable {
   std::vector<std::string> header;
   std::vector<std::vector<std::string>> rows;
   std::vector<std::string> notes;  ///< sentences below the table
-};
-
-/// A number with its interval, in the unit of the number.
-struct Estimate {
-  double value = 0.0;
-  double low = 0.0;
-  double high = 0.0;
 };
 
 /// A number with a fixed count of decimals and no negative zero; "-" if it is not finite.
@@ -41,14 +34,14 @@ inline std::string fixed_text(double x, int decimals) {
 }
 
 /// "0.312 [0.305,0.319]".
-inline std::string estimate_text(Estimate const& e, int decimals) {
+inline std::string interval_text(metrics::Interval const& e, int decimals) {
   return fixed_text(e.value, decimals) + " [" + fixed_text(e.low, decimals) + "," +
          fixed_text(e.high, decimals) + "]";
 }
 
 /// A difference: "+0.081 [0.070,0.092]".
-inline std::string gain_text(Estimate const& e, int decimals) {
-  std::string const text = estimate_text(e, decimals);
+inline std::string gain_text(metrics::Interval const& e, int decimals) {
+  std::string const text = interval_text(e, decimals);
   bool const positive = e.value > 0.0 && fixed_text(e.value, decimals) != fixed_text(0.0, decimals);
   return (positive ? "+" : "") + text;
 }
