@@ -57,7 +57,8 @@ TEST_CASE("unit_interval: from 0 to just below 1", "[core][rng][unit]") {
   CHECK(emprl::unit_interval(0x80000000u, 0) == 0.5);
 }
 
-TEST_CASE("RandomSequence: uniform numbers have the moments of uniform numbers", "[core][rng][unit]") {
+TEST_CASE("RandomSequence: uniform numbers have the moments of uniform numbers",
+          "[core][rng][unit]") {
   RandomSequence random(1, Stream::bootstrap);
   constexpr int n = 100000;
   double sum = 0;
@@ -74,7 +75,8 @@ TEST_CASE("RandomSequence: uniform numbers have the moments of uniform numbers",
   CHECK(std::abs(squares / n - 1.0 / 3) < 5 * std::sqrt(4.0 / 45 / n));
 }
 
-TEST_CASE("RandomSequence: normal numbers have the moments of normal numbers", "[core][rng][unit]") {
+TEST_CASE("RandomSequence: normal numbers have the moments of normal numbers",
+          "[core][rng][unit]") {
   RandomSequence random(2, Stream::initialise);
   constexpr int n = 100000;
   std::array<double, 4> moment{};

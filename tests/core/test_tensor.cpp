@@ -11,13 +11,13 @@
 #include "emprl/core/device.hpp"
 #include "support/catch.hpp"
 
+using Catch::Matchers::ContainsSubstring;
 using emprl::Buffer;
 using emprl::Cpu;
 using emprl::index_t;
 using emprl::ShapeError;
 using emprl::Tensor;
 using emprl::TensorView;
-using Catch::Matchers::ContainsSubstring;
 
 namespace {
 struct OtherDevice {};
@@ -57,7 +57,8 @@ TEST_CASE("TensorView: columns are a view with gaps", "[core][tensor][unit]") {
   CHECK(data[1] == 100);
 }
 
-TEST_CASE("TensorView: becomes const, never mutable, never another device's", "[core][tensor][unit]") {
+TEST_CASE("TensorView: becomes const, never mutable, never another device's",
+          "[core][tensor][unit]") {
   using M = TensorView<float, 2, Cpu>;
   using C = TensorView<float const, 2, Cpu>;
   static_assert(std::is_convertible_v<M, C>);

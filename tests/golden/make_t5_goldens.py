@@ -16,7 +16,8 @@ For each model a folder t5_v1_0/ and t5_v1_1/ with
     greedy                         (rows, 8) argmax continuations, never stopped at </s>
     adamw_losses                   losses before each of 4 AdamW steps (lr 1e-2, weight decay 0)
   and, for every result r above that is not an integer, float32_error/<r>: the largest absolute
-  difference between the same computation in float32 and in float64.
+  difference between the same computation in float32 and in float64, the worst of 9 float32 runs
+  whose sums run in other orders (the units of the model permuted), since one run can be lucky.
 Results are float64, computed from the float32 weights.
 
 relative_bucket.json holds transformers' relative position buckets for a few settings.
@@ -115,6 +116,50 @@ def initialise(model, seed):
             p.copy_(torch.from_numpy(value.astype(np.float32)))
 
 
+def permuted_axes(name, model_order, hidden_order):
+    """For each axis of a parameter or result, the order in which its units are taken, or None."""
+    if name.endswith((".wi.weight", ".wi_0.weight", ".wi_1.weight")):
+        return [hidden_order, model_order]
+    if name.endswith(".wo.weight"):
+        return [model_order, hidden_order]
+    if name.endswith(".o.weight"):
+        return [model_order, None]
+    if name.endswith("layer_norm.weight"):
+        return [model_order]
+    if name.endswith((".q.weight", ".k.weight", ".v.weight", "shared.weight", "lm_head.weight",
+                      "encoder_output", "decoder_output")):
+        return [None, model_order]
+    return []
+
+
+def float32_runs(model, inputs, labels, seed, count=9):
+    """The same float32 computation with the units of d_model and d_ff in other orders, results
+    put back into the original order."""
+    rng = np.random.default_rng(seed)
+    original = {k: v.detach().clone() for k, v in model.named_parameters()}
+    runs = []
+    for i in range(count):
+        orders = [rng.permutation(n) if i > 0 else np.arange(n)
+                  for n in (model.config.d_model, model.config.d_ff)]
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                value = original[name].numpy()
+                for axis, order in enumerate(permuted_axes(name, *orders)):
+                    if order is not None:
+                        value = np.take(value, order, axis)
+                p.copy_(torch.from_numpy(np.ascontiguousarray(value)))
+        result = run(model, inputs, labels)
+        for key in result:
+            for axis, order in enumerate(permuted_axes(key, *orders)):
+                if order is not None:
+                    result[key] = np.take(result[key], np.argsort(order), axis)
+        runs.append(result)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(original[name])
+    return runs
+
+
 def pad(rows, fill):
     out = np.full((len(rows), max(map(len, rows))), fill, np.int64)
     for i, row in enumerate(rows):
@@ -192,7 +237,7 @@ def make(name, spec):
                             for n in lengths]
     inputs, labels = rows(spec["input_lengths"]), rows(spec["label_lengths"])
 
-    single = run(model, inputs, labels)
+    singles = float32_runs(model, inputs, labels, spec["seed"] + 2000)
     state = {k: v.detach().numpy().copy() for k, v in model.named_parameters()}
     model = model.double()
     with true_double():
@@ -200,7 +245,7 @@ def make(name, spec):
         check_differences(model, inputs, labels, double)
         continuations = greedy(model, inputs)
         losses = adamw_losses(model, inputs, labels)
-    assert set(single) == set(double)
+    assert set(singles[0]) == set(double)
 
     expected = {
         "input_ids": np.concatenate(inputs).astype(np.int64), "input_offsets": offsets(inputs),
@@ -209,7 +254,8 @@ def make(name, spec):
     }
     for key, value in double.items():
         expected[key] = np.ascontiguousarray(value)
-        error = np.max(np.abs(single[key].astype(np.float64) - value))
+        error = max(np.max(np.abs(s[key].astype(np.float64) - value)) for s in singles)
+        assert error <= 1e-4 * np.max(np.abs(value)), key
         expected["float32_error/" + key] = np.asarray([error])
         assert np.any(value != 0), key
     expected["adamw_losses"] = losses

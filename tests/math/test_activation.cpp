@@ -34,7 +34,8 @@ TEST_CASE("exp_branchless: zero, one, and the ends of the range", "[math][exp][u
   CHECK(emprl::exp_branchless(1.0) == std::exp(1.0));
 }
 
-TEST_CASE("tanh_branchless: absolute error of two units at 1, odd, saturates", "[math][exp][unit]") {
+TEST_CASE("tanh_branchless: absolute error of two units at 1, odd, saturates",
+          "[math][exp][unit]") {
   double worst = 0;
   for (int i = -200000; i <= 200000; ++i) {
     float const x = static_cast<float>(i) * 1e-4f;

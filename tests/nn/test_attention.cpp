@@ -60,12 +60,14 @@ reference::Matrix<double> matrix(TensorView<double, 2, Cpu> x) {
   return m;
 }
 
-std::vector<double> vector(TensorView<double, 1, Cpu> x) { return support::values(x); }
+std::vector<double> vector(TensorView<double, 1, Cpu> x) {
+  return support::values(x);
+}
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("nn::SelfAttention: keeps the layer contract", "[nn][attention][contract]", float,
-                   double) {
+TEMPLATE_TEST_CASE("nn::SelfAttention: keeps the layer contract", "[nn][attention][contract]",
+                   float, double) {
   using T = TestType;
   for (Mask const mask : {Mask::full, Mask::causal}) {
     for (index_t const prefix : {0, 3}) {
@@ -74,8 +76,8 @@ TEMPLATE_TEST_CASE("nn::SelfAttention: keeps the layer contract", "[nn][attentio
         emprl::nn::SelfAttention<T, Cpu> const layer(heads, mask);
         typename emprl::nn::SelfAttention<T, Cpu>::Context context;
         auto const inputs = [&](auto const& batch) {
-          return emprl::nn::SelfAttentionInputs<T, Cpu>{batch.offsets_view(), parts.bias, -(longest - 1),
-                                                        parts.prefix};
+          return emprl::nn::SelfAttentionInputs<T, Cpu>{batch.offsets_view(), parts.bias,
+                                                        -(longest - 1), parts.prefix};
         };
         // The context borrows the offsets, so the batch of the last forward must live on.
         support::LayerBatch<T> kept;
@@ -84,6 +86,7 @@ TEMPLATE_TEST_CASE("nn::SelfAttention: keeps the layer contract", "[nn][attentio
                     (relative ? ", relative bias" : "") + (prefix > 0 ? ", prefix" : "");
         test.inputs = test.outputs = model;
         test.has_dropout = true;
+        test.gradients.most = 20;
         test.parameters = parts.memory.list();
         test.inference = [&](Cpu& dev, auto const& batch, auto y) {
           layer.inference(dev, parts.p, inputs(batch), batch.x, y);
@@ -101,8 +104,8 @@ TEMPLATE_TEST_CASE("nn::SelfAttention: keeps the layer contract", "[nn][attentio
   }
 }
 
-TEMPLATE_TEST_CASE("nn::CrossAttention: keeps the layer contract", "[nn][attention][contract]", float,
-                   double) {
+TEMPLATE_TEST_CASE("nn::CrossAttention: keeps the layer contract", "[nn][attention][contract]",
+                   float, double) {
   using T = TestType;
   std::vector<index_t> const memory_lengths{7, 2, 1};
   for (bool const biases : {false, true}) {
@@ -120,7 +123,8 @@ TEMPLATE_TEST_CASE("nn::CrossAttention: keeps the layer contract", "[nn][attenti
       support::LayerBatch<T> kept;
       auto const inputs = [&](support::LayerBatch<T> const& batch) {
         std::vector<index_t> lengths;
-        for (index_t const id : batch.ids) lengths.push_back(memory_lengths[static_cast<std::size_t>(id)]);
+        for (index_t const id : batch.ids)
+          lengths.push_back(memory_lengths[static_cast<std::size_t>(id)]);
         chosen_offsets = support::offsets_of(lengths);
         chosen = Tensor<T, 2, Cpu>({chosen_offsets.back(), model});
         for (std::size_t r = 0; r < batch.ids.size(); ++r) {
@@ -136,9 +140,11 @@ TEMPLATE_TEST_CASE("nn::CrossAttention: keeps the layer contract", "[nn][attenti
             parts.prefix};
       };
       support::LayerUnderTest<T> test;
-      test.name = std::string("cross") + (biases ? ", biases" : "") + (prefix > 0 ? ", prefix" : "");
+      test.name =
+          std::string("cross") + (biases ? ", biases" : "") + (prefix > 0 ? ", prefix" : "");
       test.inputs = test.outputs = model;
       test.has_dropout = true;
+      test.gradients.most = 20;
       test.parameters = parts.memory.list();
       test.inference = [&](Cpu& dev, auto const& batch, auto y) {
         layer.inference(dev, parts.p, inputs(batch), batch.x, y);
@@ -149,12 +155,15 @@ TEMPLATE_TEST_CASE("nn::CrossAttention: keeps the layer contract", "[nn][attenti
       };
       test.backward = [&](Cpu& dev, auto dy, auto dx) {
         // Only the full batch in order has a gradient for all of the memory.
-        auto const wanted = kept.ids.size() == memory_lengths.size() ? dmemory : TensorView<T, 2, Cpu>{};
+        auto const wanted =
+            kept.ids.size() == memory_lengths.size() ? dmemory : TensorView<T, 2, Cpu>{};
         layer.backward(dev, parts.p, parts.g, dy, dx, wanted, context, parts.dprefix);
       };
-      // The gradient of the keys' bias is zero without a prefix: adding q . b to every score changes nothing.
+      // The gradient of the keys' bias is zero without a prefix: adding q . b to every score
+      // changes nothing.
       if (biases && prefix == 0) {
-        std::erase_if(test.parameters, [](auto const& parameter) { return parameter.name == "k_bias"; });
+        std::erase_if(test.parameters,
+                      [](auto const& parameter) { return parameter.name == "k_bias"; });
       }
       support::check_layer_contract(test, {5, 1, 9});
     }

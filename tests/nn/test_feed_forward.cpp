@@ -39,8 +39,8 @@ reference::Matrix<double> matrix(emprl::TensorView<T, 2, Cpu> x) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("nn::FeedForward: keeps the layer contract", "[nn][feed_forward][contract]", float,
-                   double) {
+TEMPLATE_TEST_CASE("nn::FeedForward: keeps the layer contract", "[nn][feed_forward][contract]",
+                   float, double) {
   using T = TestType;
   for (Activation const activation : {Activation::relu, Activation::gated_gelu}) {
     Fixture<T> f(activation);
@@ -54,11 +54,15 @@ TEMPLATE_TEST_CASE("nn::FeedForward: keeps the layer contract", "[nn][feed_forwa
       test.gradients.step = 1e-6;
       test.gradients.tolerance = 1e-7;
     }
-    test.inference = [&](Cpu& dev, auto const& batch, auto y) { f.layer.inference(dev, f.p, batch.x, y); };
+    test.inference = [&](Cpu& dev, auto const& batch, auto y) {
+      f.layer.inference(dev, f.p, batch.x, y);
+    };
     test.forward = [&](Cpu& dev, auto const& batch, auto y, auto& sites) {
       f.layer.forward(dev, f.p, batch.x, y, f.context, sites);
     };
-    test.backward = [&](Cpu& dev, auto dy, auto dx) { f.layer.backward(dev, f.p, f.g, dy, dx, f.context); };
+    test.backward = [&](Cpu& dev, auto dy, auto dx) {
+      f.layer.backward(dev, f.p, f.g, dy, dx, f.context);
+    };
     support::check_layer_contract(test, {1, 2, 31});
   }
 }
@@ -78,6 +82,7 @@ TEST_CASE("nn::FeedForward: is the formula", "[nn][feed_forward][unit]") {
       auto const gate = reference::linear(x, matrix(f.p.wg));
       for (std::size_t i = 0; i < gate.values.size(); ++i) hidden.values[i] *= gate.values[i];
     }
-    support::check_error("y", support::values(y), reference::linear(hidden, matrix(f.p.wo)).values, 0.0, 256);
+    support::check_error("y", support::values(y), reference::linear(hidden, matrix(f.p.wo)).values,
+                         0.0, 256);
   }
 }

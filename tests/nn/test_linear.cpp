@@ -9,8 +9,8 @@
 using emprl::Cpu;
 using emprl::index_t;
 
-TEMPLATE_TEST_CASE("nn::Linear: keeps the layer contract, with and without a bias", "[nn][linear][contract]",
-                   float, double) {
+TEMPLATE_TEST_CASE("nn::Linear: keeps the layer contract, with and without a bias",
+                   "[nn][linear][contract]", float, double) {
   using T = TestType;
   using Layer = emprl::nn::Linear<T, Cpu>;
   for (bool const bias : {false, true}) {
@@ -26,7 +26,9 @@ TEMPLATE_TEST_CASE("nn::Linear: keeps the layer contract, with and without a bia
     test.inputs = 10;
     test.outputs = 7;
     test.parameters = memory.list();
-    test.inference = [&](Cpu& dev, auto const& batch, auto y) { layer.inference(dev, p, batch.x, y); };
+    test.inference = [&](Cpu& dev, auto const& batch, auto y) {
+      layer.inference(dev, p, batch.x, y);
+    };
     test.forward = [&](Cpu& dev, auto const& batch, auto y, auto&) {
       layer.forward(dev, p, batch.x, y, context);
     };

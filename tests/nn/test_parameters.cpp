@@ -35,7 +35,8 @@ using Store = emprl::nn::ParameterStore<Views, float, Cpu>;
 
 }  // namespace
 
-TEST_CASE("ParameterStore: one flat memory, zero at first, named pieces in order", "[nn][parameters][unit]") {
+TEST_CASE("ParameterStore: one flat memory, zero at first, named pieces in order",
+          "[nn][parameters][unit]") {
   Store const store(Sizes{});
   CHECK(store.size() == 12 + 8 + 5);
   for (float const x : store.span()) CHECK(x == 0.0f);

@@ -12,8 +12,8 @@ using emprl::In;
 using emprl::index_t;
 using emprl::TensorView;
 
-TEMPLATE_TEST_CASE("nn::PreNorm: keeps the layer contract around a linear layer", "[nn][pre_norm][contract]",
-                   float, double) {
+TEMPLATE_TEST_CASE("nn::PreNorm: keeps the layer contract around a linear layer",
+                   "[nn][pre_norm][contract]", float, double) {
   using T = TestType;
   emprl::nn::PreNorm<T, Cpu> const norm(1e-6);
   emprl::nn::Linear<T, Cpu> const inner;
@@ -37,9 +37,10 @@ TEMPLATE_TEST_CASE("nn::PreNorm: keeps the layer contract around a linear layer"
     });
   };
   test.forward = [&](Cpu& dev, auto const& batch, TensorView<T, 2, Cpu> y, auto& sites) {
-    norm.forward(dev, p, batch.x, y, context, sites, [&](In<T, 2, Cpu> n, TensorView<T, 2, Cpu> out) {
-      inner.forward(dev, inner_p, n, out, inner_context);
-    });
+    norm.forward(dev, p, batch.x, y, context, sites,
+                 [&](In<T, 2, Cpu> n, TensorView<T, 2, Cpu> out) {
+                   inner.forward(dev, inner_p, n, out, inner_context);
+                 });
   };
   test.backward = [&](Cpu& dev, auto dy, TensorView<T, 2, Cpu> dx) {
     emprl::copy<T>(dev, dx, dy);

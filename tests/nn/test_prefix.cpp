@@ -72,6 +72,6 @@ TEST_CASE("nn::PrefixNetwork: inference equals forward, gradients match central 
   std::vector<double> twice = once;
   for (double& v : twice) v *= 2;
   support::check_error("gradients after two passes",
-                       std::vector<double>(grads.store.span().begin(), grads.store.span().end()), twice, 0.0,
-                       64);
+                       std::vector<double>(grads.store.span().begin(), grads.store.span().end()),
+                       twice, 0.0, 64);
 }

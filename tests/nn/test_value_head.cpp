@@ -12,8 +12,8 @@
 using emprl::Cpu;
 using emprl::index_t;
 
-TEMPLATE_TEST_CASE("nn::ValueHead: keeps the layer contract and adds to dx", "[nn][value_head][contract]",
-                   float, double) {
+TEMPLATE_TEST_CASE("nn::ValueHead: keeps the layer contract and adds to dx",
+                   "[nn][value_head][contract]", float, double) {
   using T = TestType;
   using Layer = emprl::nn::ValueHead<T, Cpu>;
   Layer const layer;
@@ -30,13 +30,18 @@ TEMPLATE_TEST_CASE("nn::ValueHead: keeps the layer contract and adds to dx", "[n
   test.adds_to_dx = true;
   test.parameters = memory.list();
   auto const flat = [](auto m) {
-    return emprl::TensorView<std::remove_pointer_t<decltype(m.data())>, 1, Cpu>(m.data(), {m.extent(0)});
+    return emprl::TensorView<std::remove_pointer_t<decltype(m.data())>, 1, Cpu>(m.data(),
+                                                                                {m.extent(0)});
   };
-  test.inference = [&](Cpu& dev, auto const& batch, auto y) { layer.inference(dev, p, batch.x, flat(y)); };
+  test.inference = [&](Cpu& dev, auto const& batch, auto y) {
+    layer.inference(dev, p, batch.x, flat(y));
+  };
   test.forward = [&](Cpu& dev, auto const& batch, auto y, auto&) {
     layer.forward(dev, p, batch.x, flat(y), context);
   };
-  test.backward = [&](Cpu& dev, auto dy, auto dx) { layer.backward(dev, p, g, flat(dy), dx, context); };
+  test.backward = [&](Cpu& dev, auto dy, auto dx) {
+    layer.backward(dev, p, g, flat(dy), dx, context);
+  };
   support::check_layer_contract(test, {1, 2, 33});
 }
 

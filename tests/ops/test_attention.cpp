@@ -52,7 +52,15 @@ std::vector<Case> cases() {
       {"cross with a prefix", {2, 3}, {7, 1}, 2, 4, Mask::full, false, 2, 1},
       {"scaled single head", {3, 8}, {12, 2}, 1, 97, Mask::full, false, 0, 0.1015},
       {"scaled with bias and prefix", {6}, {6}, 2, 5, Mask::causal, true, 1, 0.7},
-      {"rows without queries or keys", {0, 3, 0, 2, 4}, {4, 0, 0, 3, 0}, 2, 4, Mask::full, false, 0, 1},
+      {"rows without queries or keys",
+       {0, 3, 0, 2, 4},
+       {4, 0, 0, 3, 0},
+       2,
+       4,
+       Mask::full,
+       false,
+       0,
+       1},
       {"rows without keys but with a prefix", {3, 2}, {0, 2}, 2, 4, Mask::full, false, 2, 1},
   };
 }
@@ -133,9 +141,8 @@ struct Data {
 template <class T>
 reference::AttentionInputs<double> in_double(reference::AttentionInputs<T> const& x) {
   using reference::convert;
-  return {convert<double>(x.q),          convert<double>(x.k),
-          convert<double>(x.v),          convert<double>(x.bias_table),
-          convert<double>(x.prefix_k), convert<double>(x.prefix_v)};
+  return {convert<double>(x.q),          convert<double>(x.k),        convert<double>(x.v),
+          convert<double>(x.bias_table), convert<double>(x.prefix_k), convert<double>(x.prefix_v)};
 }
 
 /// Gradient tensors of a case: activations poisoned, accumulated ones zero.
@@ -167,7 +174,8 @@ struct Gradients {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("attention: forward matches the loops", "[ops][attention][unit]", float, double) {
+TEMPLATE_TEST_CASE("attention: forward matches the loops", "[ops][attention][unit]", float,
+                   double) {
   using T = TestType;
   for (int const threads : {1, 2}) {
     Cpu dev(threads);
@@ -187,8 +195,8 @@ TEMPLATE_TEST_CASE("attention: forward matches the loops", "[ops][attention][uni
   }
 }
 
-TEMPLATE_TEST_CASE("attention: scores too large for exp are no danger", "[ops][attention][unit]", float,
-                   double) {
+TEMPLATE_TEST_CASE("attention: scores too large for exp are no danger", "[ops][attention][unit]",
+                   float, double) {
   using T = TestType;
   Cpu dev;
   Data<T> const d(cases()[1], 300.0);
@@ -198,8 +206,8 @@ TEMPLATE_TEST_CASE("attention: scores too large for exp are no danger", "[ops][a
                            reference::attention(d.naive(), in_double(d.in)).values);
 }
 
-TEMPLATE_TEST_CASE("attention: backward matches the derivatives written out", "[ops][attention][grad]",
-                   float, double) {
+TEMPLATE_TEST_CASE("attention: backward matches the derivatives written out",
+                   "[ops][attention][grad]", float, double) {
   using T = TestType;
   for (int const threads : {1, 2, 5}) {
     Cpu dev(threads);
@@ -263,7 +271,8 @@ TEST_CASE("attention: gradients that are not asked for change nothing", "[ops][a
   }
 }
 
-TEST_CASE("attention: backward matches central differences, with dropout too", "[ops][attention][grad]") {
+TEST_CASE("attention: backward matches central differences, with dropout too",
+          "[ops][attention][grad]") {
   Cpu dev;
   for (double const probability : {0.0, 0.4}) {
     DropoutKey const dropout{probability, 5, 1, 2};
@@ -294,7 +303,8 @@ TEST_CASE("attention: backward matches central differences, with dropout too", "
   }
 }
 
-TEST_CASE("attention: dropout zeroes weights at its rate and keeps the mean", "[ops][attention][unit]") {
+TEST_CASE("attention: dropout zeroes weights at its rate and keeps the mean",
+          "[ops][attention][unit]") {
   Cpu dev;
   Case const c{"", {97}, {97}, 4, 1, Mask::full, false, 0, 1};
   Data<double> const d(c);
@@ -342,7 +352,8 @@ TEST_CASE("attention: a row never sees another row", "[ops][attention][contract]
   emprl::attention_forward<float>(dev, before.view(), {}, d.op());
   for (index_t e = 0; e < 8; ++e) {
     for (index_t j = 0; j < 7; ++j) d.k(j, e) = d.v(j, e) = std::numeric_limits<float>::quiet_NaN();
-    for (index_t j = 10; j < 43; ++j) d.k(j, e) = d.v(j, e) = std::numeric_limits<float>::infinity();
+    for (index_t j = 10; j < 43; ++j)
+      d.k(j, e) = d.v(j, e) = std::numeric_limits<float>::infinity();
     d.q(0, e) = std::numeric_limits<float>::quiet_NaN();
   }
   Tensor<float, 2, Cpu> after({38, 8});

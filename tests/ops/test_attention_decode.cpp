@@ -23,8 +23,10 @@ namespace {
 template <class T>
 struct Data {
   Data(index_t heads_, index_t head_dim, index_t prefix, bool with_bias)
-      : heads(heads_), q(random_matrix<T>(3, heads * head_dim, 1, 0.5)),
-        k(random_matrix<T>(100, heads * head_dim, 2)), v(random_matrix<T>(100, heads * head_dim, 3)),
+      : heads(heads_),
+        q(random_matrix<T>(3, heads * head_dim, 1, 0.5)),
+        k(random_matrix<T>(100, heads * head_dim, 2)),
+        v(random_matrix<T>(100, heads * head_dim, 3)),
         prefix_k(random_matrix<T>(prefix, heads * head_dim, 4)),
         prefix_v(random_matrix<T>(prefix, heads * head_dim, 5)) {
     if (with_bias) bias = random_matrix<T>(heads, 40, 6);
@@ -85,10 +87,12 @@ TEMPLATE_TEST_CASE("attention_decode: matches the loops", "[ops][attention_decod
           auto const k = to_tensor(d.k);
           auto const v = to_tensor(d.v);
           auto o = support::poisoned<T, 2>({3, 3 * width});
-          CachedKeys<T, Cpu> const cache{k.view(), v.view(), {d.begin.data(), {3}}, {d.length.data(), {3}}};
+          CachedKeys<T, Cpu> const cache{
+              k.view(), v.view(), {d.begin.data(), {3}}, {d.length.data(), {3}}};
           emprl::attention_decode<T>(dev, o.view(), to_tensor(d.q), cache, 3, to_tensor(d.bias),
                                      to_tensor(d.prefix_k), to_tensor(d.prefix_v));
-          support::check_two_times("o", values(o), d.template naive<T>(), d.template naive<double>());
+          support::check_two_times("o", values(o), d.template naive<T>(),
+                                   d.template naive<double>());
         }
       }
     }
@@ -102,9 +106,9 @@ TEST_CASE("attention_decode: a row without keys gives zeros", "[ops][attention_d
   auto const k = to_tensor(d.k);
   auto const v = to_tensor(d.v);
   auto o = support::poisoned<float, 2>({3, 8});
-  emprl::attention_decode<float>(dev, o.view(), to_tensor(d.q),
-                                 {k.view(), v.view(), {d.begin.data(), {3}}, {d.length.data(), {3}}}, 2, {},
-                                 {}, {});
+  emprl::attention_decode<float>(
+      dev, o.view(), to_tensor(d.q),
+      {k.view(), v.view(), {d.begin.data(), {3}}, {d.length.data(), {3}}}, 2, {}, {}, {});
   for (index_t c = 0; c < 8; ++c) CHECK(o(1, c) == 0.0f);
 }
 
@@ -118,7 +122,8 @@ TEST_CASE("attention_decode: inputs that do not fit throw", "[ops][attention_dec
   Tensor<float, 2, Cpu> o({3, 8});
   std::vector<index_t> const too_far{60, 0, 99};
   std::vector<index_t> const negative{60, -1, 33};
-  CachedKeys<float, Cpu> const cache{k.view(), v.view(), {d.begin.data(), {3}}, {d.length.data(), {3}}};
+  CachedKeys<float, Cpu> const cache{
+      k.view(), v.view(), {d.begin.data(), {3}}, {d.length.data(), {3}}};
   auto const run = [&](CachedKeys<float, Cpu> const& c, index_t heads, auto const& b) {
     emprl::attention_decode<float>(dev, o.view(), q, c, heads, b, {}, {});
   };

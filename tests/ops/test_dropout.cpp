@@ -50,7 +50,8 @@ TEST_CASE("dropout: zeros at the stated rate, survivors scaled so that the mean 
   }
 }
 
-TEST_CASE("dropout: the same key draws the same mask, whatever the threads", "[ops][dropout][unit]") {
+TEST_CASE("dropout: the same key draws the same mask, whatever the threads",
+          "[ops][dropout][unit]") {
   DropoutKey const key{0.3, 7, 11, 13};
   CHECK(mask(key) == mask(key));
   CHECK(mask(key, 400, 97, 1) == mask(key, 400, 97, 2));

@@ -187,7 +187,8 @@ TEST_CASE("element-wise: wrong shapes throw", "[ops][elementwise][unit]") {
   Tensor<float, 2, Cpu> means({2, 4}, 0.0f);
   for (auto const& offsets :
        {std::vector<index_t>{0, 3}, std::vector<index_t>{0, 2, 4}, std::vector<index_t>{0, 1, 2}}) {
-    CHECK_THROWS_AS(emprl::segment_mean_forward<float>(dev, means.view(), a, view(offsets)), ShapeError);
+    CHECK_THROWS_AS(emprl::segment_mean_forward<float>(dev, means.view(), a, view(offsets)),
+                    ShapeError);
     CHECK_THROWS_AS(emprl::segment_mean_backward<float>(dev, a.view(), means, view(offsets)),
                     ShapeError);
   }

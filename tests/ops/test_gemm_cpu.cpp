@@ -34,8 +34,8 @@ TEMPLATE_TEST_CASE("gemm: every combination of transposes matches the loops", "[
   struct Shape {
     index_t m, n, k;
   };
-  for (auto const& [m, n, k] : {Shape{1, 1, 1}, Shape{1, 33, 97}, Shape{31, 2, 33}, Shape{97, 31, 2},
-                                Shape{2, 257, 97}, Shape{257, 97, 33}}) {
+  for (auto const& [m, n, k] : {Shape{1, 1, 1}, Shape{1, 33, 97}, Shape{31, 2, 33},
+                                Shape{97, 31, 2}, Shape{2, 257, 97}, Shape{257, 97, 33}}) {
     for (Trans const ta : {Trans::no, Trans::yes}) {
       for (Trans const tb : {Trans::no, Trans::yes}) {
         auto const a = ta == Trans::no ? random_matrix<T>(m, k, 1) : random_matrix<T>(k, m, 1);
@@ -71,8 +71,8 @@ TEMPLATE_TEST_CASE("gemm: works on columns of wider matrices and leaves the rest
   auto const ta = to_tensor(a);
   auto const tb = to_tensor(b);
   Tensor<T, 2, Cpu> c({33, 60}, T(-7));
-  emprl::gemm<T>(dev, Trans::no, Trans::yes, 1, ta.view().columns(3, 20), tb.view().columns(30, 47), 0,
-                 c.view().columns(10, 41));
+  emprl::gemm<T>(dev, Trans::no, Trans::yes, 1, ta.view().columns(3, 20), tb.view().columns(30, 47),
+                 0, c.view().columns(10, 41));
   for (index_t i = 0; i < 33; ++i) {
     for (index_t j = 0; j < 60; ++j) {
       if (j < 10 || j >= 41) {
@@ -111,9 +111,9 @@ TEST_CASE("gemm: shapes that do not fit are named", "[ops][gemm][unit]") {
   Tensor<float, 2, Cpu> c({3, 2}, 0.0f);
   CHECK_THROWS_AS(emprl::gemm<float>(dev, Trans::no, Trans::no, 1, a, b, 0, c.view()),
                   emprl::ShapeError);
-  CHECK_THROWS_WITH(emprl::gemm<float>(dev, Trans::no, Trans::no, 1, a, b, 0, c.view()),
-                    Catch::Matchers::ContainsSubstring("(3, 4)") &&
-                        Catch::Matchers::ContainsSubstring("(5, 2)"));
+  CHECK_THROWS_WITH(
+      emprl::gemm<float>(dev, Trans::no, Trans::no, 1, a, b, 0, c.view()),
+      Catch::Matchers::ContainsSubstring("(3, 4)") && Catch::Matchers::ContainsSubstring("(5, 2)"));
   Tensor<float, 2, Cpu> const fits({4, 2}, 0.0f);
   Tensor<float, 2, Cpu> wrong({2, 2}, 0.0f);
   CHECK_THROWS_AS(emprl::gemm<float>(dev, Trans::no, Trans::no, 1, a, fits, 0, wrong.view()),

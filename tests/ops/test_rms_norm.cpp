@@ -60,8 +60,8 @@ TEMPLATE_TEST_CASE("rms_norm: forward matches the loops", "[ops][rms_norm][unit]
   }
 }
 
-TEMPLATE_TEST_CASE("rms_norm: backward matches the derivatives written out", "[ops][rms_norm][grad]",
-                   float, double) {
+TEMPLATE_TEST_CASE("rms_norm: backward matches the derivatives written out",
+                   "[ops][rms_norm][grad]", float, double) {
   using T = TestType;
   Cpu dev(2);
   for (index_t const n : {1, 2, 97}) {
@@ -69,24 +69,24 @@ TEMPLATE_TEST_CASE("rms_norm: backward matches the derivatives written out", "[o
       auto const x = random_matrix<T>(n, c, 1);
       auto const w = random_values<T>(c, 2);
       auto const dy = random_matrix<T>(n, c, 3);
-      auto const truth = reference::rms_norm_backward(reference::convert<double>(x),
-                                                      reference::convert<double>(w), eps,
-                                                      reference::convert<double>(dy));
+      auto const truth =
+          reference::rms_norm_backward(reference::convert<double>(x), reference::convert<double>(w),
+                                       eps, reference::convert<double>(dy));
       auto const plain = reference::rms_norm_backward(x, w, static_cast<T>(eps), dy);
       Tensor<T, 2, Cpu> y({n, c});
       auto rstd = support::poisoned<T, 1>({n});
       emprl::rms_norm_forward<T>(dev, y.view(), rstd, to_tensor(x), to_tensor(w), eps);
       auto dx = support::poisoned<T, 2>({n, c});
       Tensor<T, 1, Cpu> dw({c}, T(0));
-      emprl::rms_norm_backward<T>(dev, dx.view(), dw, to_tensor(dy), to_tensor(x), to_tensor(w), rstd,
-                                  Write::overwrite);
+      emprl::rms_norm_backward<T>(dev, dx.view(), dw, to_tensor(dy), to_tensor(x), to_tensor(w),
+                                  rstd, Write::overwrite);
       support::check_two_times("dx", values(dx), plain.dx.values, truth.dx.values);
       support::check_two_times("dweight", values(dw), plain.dweight, truth.dweight);
 
       auto const once = values(dx);
       auto const dw_once = values(dw);
-      emprl::rms_norm_backward<T>(dev, dx.view(), dw, to_tensor(dy), to_tensor(x), to_tensor(w), rstd,
-                                  Write::accumulate);
+      emprl::rms_norm_backward<T>(dev, dx.view(), dw, to_tensor(dy), to_tensor(x), to_tensor(w),
+                                  rstd, Write::accumulate);
       for (std::size_t i = 0; i < once.size(); ++i) {
         REQUIRE(values(dx)[i] == Approx(2 * once[i]).margin(1e-6));
       }
@@ -96,8 +96,8 @@ TEMPLATE_TEST_CASE("rms_norm: backward matches the derivatives written out", "[o
 
       // dx may overwrite dy, and dweight may be left out.
       auto in_place = to_tensor(dy);
-      emprl::rms_norm_backward<T>(dev, in_place.view(), {}, in_place, to_tensor(x), to_tensor(w), rstd,
-                                  Write::overwrite);
+      emprl::rms_norm_backward<T>(dev, in_place.view(), {}, in_place, to_tensor(x), to_tensor(w),
+                                  rstd, Write::overwrite);
       CHECK(values(in_place) == once);
     }
   }
@@ -123,7 +123,8 @@ TEST_CASE("rms_norm: backward matches central differences", "[ops][rms_norm][gra
   support::check_gradients(f, {{"x", x.span(), values(dx)}, {"weight", w.span(), values(dw)}});
 }
 
-TEST_CASE("rms_norm: a row of zeros stays zero and passes a finite gradient", "[ops][rms_norm][unit]") {
+TEST_CASE("rms_norm: a row of zeros stays zero and passes a finite gradient",
+          "[ops][rms_norm][unit]") {
   Cpu dev;
   Tensor<float, 2, Cpu> const x({1, 33}, 0.0f);
   Tensor<float, 1, Cpu> const w({33}, 1.0f);
@@ -149,7 +150,7 @@ TEST_CASE("rms_norm: no rows are fine, wrong shapes throw", "[ops][rms_norm][uni
   CHECK_THROWS_AS(emprl::rms_norm_forward<float>(dev, y.view(), {}, x, w, eps), emprl::ShapeError);
   CHECK_THROWS_AS(emprl::rms_norm_forward<float>(dev, fits.view(), short_rstd, x, w, eps),
                   emprl::ShapeError);
-  CHECK_THROWS_AS(emprl::rms_norm_backward<float>(dev, fits.view(), {}, x, x, w, short_rstd,
-                                                  Write::overwrite),
-                  emprl::ShapeError);
+  CHECK_THROWS_AS(
+      emprl::rms_norm_backward<float>(dev, fits.view(), {}, x, x, w, short_rstd, Write::overwrite),
+      emprl::ShapeError);
 }

@@ -30,12 +30,14 @@ TensorView<std::int32_t const, 1, Cpu> view(std::vector<std::int32_t> const& ids
 
 std::vector<std::int32_t> some_targets(index_t n, index_t v) {
   std::vector<std::int32_t> targets;
-  for (index_t i = 0; i < n; ++i) targets.push_back(static_cast<std::int32_t>((i * 31 + v - 1) % v));
+  for (index_t i = 0; i < n; ++i)
+    targets.push_back(static_cast<std::int32_t>((i * 31 + v - 1) % v));
   return targets;
 }
 
 template <class T>
-std::vector<T> chosen(reference::Matrix<T> const& logits, std::vector<std::int32_t> const& targets) {
+std::vector<T> chosen(reference::Matrix<T> const& logits,
+                      std::vector<std::int32_t> const& targets) {
   auto const lp = reference::log_softmax(logits);
   std::vector<T> x;
   for (index_t i = 0; i < lp.rows; ++i) x.push_back(lp(i, targets[static_cast<std::size_t>(i)]));
@@ -70,8 +72,8 @@ TEMPLATE_TEST_CASE("token_logprob: forward matches the loops", "[ops][token_logp
                                         view(targets));
         // A row's numbers come from differences of logits: rounding is relative to their size.
         double const floor = 8 * support::rounding<T> * support::max_abs(logits.values);
-        auto const check = [&](std::string const& what, auto const& actual, std::vector<T> const& plain,
-                               std::vector<double> const& truth) {
+        auto const check = [&](std::string const& what, auto const& actual,
+                               std::vector<T> const& plain, std::vector<double> const& truth) {
           double const plain_error = std::max(support::max_difference(plain, truth), floor);
           support::check_error(what, values(actual), truth, plain_error,
                                std::is_same_v<T, double> ? 256 : 8);
@@ -80,7 +82,8 @@ TEMPLATE_TEST_CASE("token_logprob: forward matches the loops", "[ops][token_logp
         check("entropy", entropy, reference::entropy(logits), reference::entropy(in_double));
         check("lse", lse, log_sum_exp(logits), log_sum_exp(in_double));
         auto again = support::poisoned<T, 1>({n});
-        emprl::token_logprob_forward<T>(dev, again.view(), lse, {}, to_tensor(logits), view(targets));
+        emprl::token_logprob_forward<T>(dev, again.view(), lse, {}, to_tensor(logits),
+                                        view(targets));
         check("logp without entropy", again, chosen(logits, targets), chosen(in_double, targets));
       }
     }
@@ -164,14 +167,18 @@ TEST_CASE("token_logprob: targets outside the vocabulary and wrong shapes throw"
     CHECK_THROWS_AS(
         emprl::token_logprob_forward<float>(dev, logp.view(), lse, {}, logits, view(targets)),
         ShapeError);
-    CHECK_THROWS_AS(emprl::token_logprob_backward<float>(dev, logits.view(), logp, lse, view(targets)),
-                    ShapeError);
+    CHECK_THROWS_AS(
+        emprl::token_logprob_backward<float>(dev, logits.view(), logp, lse, view(targets)),
+        ShapeError);
   }
   std::vector<std::int32_t> const targets{0, 1};
-  CHECK_THROWS_AS(emprl::token_logprob_forward<float>(dev, three.view(), lse, {}, logits, view(targets)),
-                  ShapeError);
-  CHECK_THROWS_AS(emprl::token_logprob_forward<float>(dev, logp.view(), lse, three, logits, view(targets)),
-                  ShapeError);
   CHECK_THROWS_AS(
-      emprl::token_logprob_backward<float>(dev, logits.view(), three, lse, view(targets)), ShapeError);
+      emprl::token_logprob_forward<float>(dev, three.view(), lse, {}, logits, view(targets)),
+      ShapeError);
+  CHECK_THROWS_AS(
+      emprl::token_logprob_forward<float>(dev, logp.view(), lse, three, logits, view(targets)),
+      ShapeError);
+  CHECK_THROWS_AS(
+      emprl::token_logprob_backward<float>(dev, logits.view(), three, lse, view(targets)),
+      ShapeError);
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Attention over packed ragged rows, one score at a time: relative bias by bucket, causal mask, prefix keys, scale; and its
-// derivatives through the explicit probabilities.
+// Attention over packed ragged rows, one score at a time: relative bias by bucket, causal mask,
+// prefix keys, scale; and its derivatives through the explicit probabilities.
 
 #include <algorithm>
 #include <cmath>
@@ -26,15 +26,16 @@ struct AttentionShape {
   std::function<index_t(index_t)> bucket;
 };
 
-/// q (Nq, heads*Dh), k and v (Nk, heads*Dh), bias_table (buckets, heads), prefix_k and prefix_v (P, heads*Dh; P may be 0).
-/// Prefix keys stand before every row, have no bias and are never masked.
+/// q (Nq, heads*Dh), k and v (Nk, heads*Dh), bias_table (buckets, heads), prefix_k and prefix_v (P,
+/// heads*Dh; P may be 0). Prefix keys stand before every row, have no bias and are never masked.
 template <class T>
 struct AttentionInputs {
   Matrix<T> q, k, v, bias_table, prefix_k, prefix_v;
 };
 
-/// How a backward pass comes by the probabilities: as the forward pass made them, or again from the log-sum-exp that it
-/// saved. The second rounds once more at the size of the log-sum-exp; an op that works so is measured against it.
+/// How a backward pass comes by the probabilities: as the forward pass made them, or again from the
+/// log-sum-exp that it saved. The second rounds once more at the size of the log-sum-exp; an op
+/// that works so is measured against it.
 enum class Probabilities { kept, from_log_sum_exp };
 
 namespace detail {
@@ -49,8 +50,7 @@ std::vector<T> probabilities(AttentionShape const& shape, AttentionInputs<T> con
   index_t const keys = shape.key_offsets[u + 1] - k0;
   index_t const prefix = in.prefix_k.rows;
   index_t const dh = in.q.cols / shape.heads;
-  std::vector<T> p(static_cast<std::size_t>(prefix + keys),
-                   -std::numeric_limits<T>::infinity());
+  std::vector<T> p(static_cast<std::size_t>(prefix + keys), -std::numeric_limits<T>::infinity());
   T most = -std::numeric_limits<T>::infinity();
   for (index_t j = 0; j < prefix + keys; ++j) {
     bool const is_prefix = j < prefix;

@@ -45,8 +45,8 @@ Matrix<T> token_logprob_backward(Matrix<T> const& logits, std::vector<Id> const&
   for (index_t n = 0; n < lp.rows; ++n) {
     auto const u = static_cast<std::size_t>(n);
     for (index_t v = 0; v < lp.cols; ++v) {
-      d(n, v) = weight[u] * ((v == static_cast<index_t>(target[u]) ? T(1) : T(0)) -
-                             std::exp(lp(n, v)));
+      d(n, v) =
+          weight[u] * ((v == static_cast<index_t>(target[u]) ? T(1) : T(0)) - std::exp(lp(n, v)));
     }
   }
   return d;

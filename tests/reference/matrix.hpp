@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The number tables of the naive references. References are templates over the format: in double they are the truth, in
-// float they are the plain implementation whose error an op may at most double.
+// The number tables of the naive references. References are templates over the format: in double
+// they are the truth, in float they are the plain implementation whose error an op may at most
+// double.
 
 #include <cstddef>
 #include <vector>

@@ -23,7 +23,8 @@ inline index_t relative_bucket(index_t relative, bool bidirectional, index_t buc
     if (relative > 0) first = buckets;
     distance = relative < 0 ? -relative : relative;
   } else {
-    // Keys after the query are never seen by a causal stack; they share bucket 0 with the query itself.
+    // Keys after the query are never seen by a causal stack; they share bucket 0 with the query
+    // itself.
     distance = relative < 0 ? -relative : 0;
   }
   index_t const exact = buckets / 2;
@@ -37,7 +38,8 @@ inline index_t relative_bucket(index_t relative, bool bidirectional, index_t buc
         std::log(static_cast<long double>(max_distance) / static_cast<long double>(exact));
     long double const reached =
         std::log(static_cast<long double>(distance) / static_cast<long double>(exact));
-    // 1e-15: long double rounding, far below the gap between the logarithms of neighbouring integers.
+    // 1e-15: long double rounding, far below the gap between the logarithms of neighbouring
+    // integers.
     if (reached < border - 1e-15L) break;
     ++k;
   }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// y[n,c] = x[n,c] * weight[c] / sqrt(mean_c(x[n,c]^2) + eps), and its derivatives written out by the quotient rule.
+// y[n,c] = x[n,c] * weight[c] / sqrt(mean_c(x[n,c]^2) + eps), and its derivatives written out by
+// the quotient rule.
 
 #include <cmath>
 
@@ -29,7 +30,8 @@ struct RmsNormGradients {
   Vector<T> dweight;
 };
 
-/// d y[n,c] / d x[n,j] = weight[c] * ([c = j] / root - x[n,c] x[n,j] / (C root^3)), summed one pair at a time.
+/// d y[n,c] / d x[n,j] = weight[c] * ([c = j] / root - x[n,c] x[n,j] / (C root^3)), summed one pair
+/// at a time.
 template <class T>
 RmsNormGradients<T> rms_norm_backward(Matrix<T> const& x, Vector<T> const& weight, T eps,
                                       Matrix<T> const& dy) {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// How close is close enough. The rule: an op in float may have at most twice the error that a plain implementation in float
-// has against double. Since a plain implementation can be exact by luck, a few units in the last place are granted besides.
+// How close is close enough. The rule: an op in float may have at most twice the error that a plain
+// implementation in float has against double. Since a plain implementation can be exact by luck, a
+// few units in the last place are granted besides.
 
 #include <algorithm>
 #include <cmath>
@@ -81,8 +82,9 @@ void check_error(std::string const& what, std::vector<T> const& actual,
   CHECK(error <= allowed);
 }
 
-/// The two-times rule: `plain` is the naive implementation in the format of `actual`, `truth` the same in double.
-/// For ops in double there is no finer truth; 256 units are what reordered sums of the sizes tested here differ by at most.
+/// The two-times rule: `plain` is the naive implementation in the format of `actual`, `truth` the
+/// same in double. For ops in double there is no finer truth; 256 units are what reordered sums of
+/// the sizes tested here differ by at most.
 template <class T>
 void check_two_times(std::string const& what, std::vector<T> const& actual,
                      std::vector<T> const& plain, std::vector<double> const& truth) {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Parameters of a layer under test, one after the other in memory, with their gradients beside them.
+// Parameters of a layer under test, one after the other in memory, with their gradients beside
+// them.
 
 #include <algorithm>
 #include <cmath>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Reads the recorded results under tests/golden. A second, small safetensors reader, so that a mistake in the library's own
-// cannot hide one in the model.
+// Reads the recorded results under tests/golden. A second, small safetensors reader, so that a
+// mistake in the library's own cannot hide one in the model.
 
 #include <cstdint>
 #include <cstring>

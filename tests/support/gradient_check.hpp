@@ -25,7 +25,8 @@ struct GradientInput {
 struct GradientCheckOptions {
   /// Half-width of the inner pair of the five-point formula, whose own error is of order step^4.
   double step = 1e-3;
-  /// Allowed error as a part of the largest gradient of the tensor, or of the function's value times 1e-3 if that is more.
+  /// Allowed error as a part of the largest gradient of the tensor, or of the function's value
+  /// times 1e-3 if that is more.
   double tolerance = 1e-8;
   /// Elements checked of each tensor, spread evenly; all if there are fewer.
   std::size_t most = 200;
@@ -38,14 +39,14 @@ inline double central_difference(std::function<double()> const& f, double& x, do
     x = at + offset;
     return f();
   };
-  double const result =
-      (8 * (value(h) - value(-h)) - (value(2 * h) - value(-2 * h))) / (12 * h);
+  double const result = (8 * (value(h) - value(-h)) - (value(2 * h) - value(-2 * h))) / (12 * h);
   x = at;
   return result;
 }
 
-/// Checks the gradients of a scalar function of many tensors. The function reads its inputs from the spans of `inputs`.
-/// A failure names the tensor, the index, the analytic and the numeric derivative of the worst element.
+/// Checks the gradients of a scalar function of many tensors. The function reads its inputs from
+/// the spans of `inputs`. A failure names the tensor, the index, the analytic and the numeric
+/// derivative of the worst element.
 inline void check_gradients(std::function<double()> const& f,
                             std::vector<GradientInput> const& inputs,
                             GradientCheckOptions const& options = {}) {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What every layer promises, as one test: inference equals forward, backward adds to parameter gradients and overwrites
-// activation gradients, nothing is read before it is written, scratch memory is given back, no batch row influences another,
-// and the gradients are those of the function.
+// What every layer promises, as one test: inference equals forward, backward adds to parameter
+// gradients and overwrites activation gradients, nothing is read before it is written, scratch
+// memory is given back, no batch row influences another, and the gradients are those of the
+// function.
 
 #include <algorithm>
 #include <array>
@@ -24,7 +25,8 @@
 
 namespace support {
 
-/// Packed rows; `ids` tells which rows they are, so that a layer with other inputs can supply the same ones for each.
+/// Packed rows; `ids` tells which rows they are, so that a layer with other inputs can supply the
+/// same ones for each.
 template <class T>
 struct LayerBatch {
   std::vector<index_t> ids;
@@ -52,7 +54,8 @@ struct LayerUnderTest {
   std::vector<LayerParameter<T>> parameters;
   std::function<void(Cpu&, LayerBatch<T> const&, TensorView<T, 2, Cpu>)> inference;
   /// Keeps its context for `backward`; `sites` are for layers with dropout.
-  std::function<void(Cpu&, LayerBatch<T> const&, TensorView<T, 2, Cpu>, emprl::DropoutSites&)> forward;
+  std::function<void(Cpu&, LayerBatch<T> const&, TensorView<T, 2, Cpu>, emprl::DropoutSites&)>
+      forward;
   std::function<void(Cpu&, TensorView<T const, 2, Cpu>, TensorView<T, 2, Cpu>)> backward;
   /// True for a layer that documents dx += instead of dx = .
   bool adds_to_dx = false;
@@ -73,7 +76,8 @@ struct LayerInput {
     batch.offsets = offsets_of(chosen);
     x = Tensor<T, 2, Cpu>({batch.offsets.back(), width});
     for (std::size_t r = 0; r < ids.size(); ++r) {
-      auto const row = random_values<T>(chosen[r] * width, 1000 + static_cast<std::uint64_t>(ids[r]));
+      auto const row =
+          random_values<T>(chosen[r] * width, 1000 + static_cast<std::uint64_t>(ids[r]));
       std::copy(row.begin(), row.end(), x.data() + batch.offsets[r] * width);
     }
     batch.x = x.view();
@@ -161,7 +165,8 @@ void check_layer_contract(LayerUnderTest<T>& layer, std::vector<index_t> const& 
     layer.inference(dev, part.batch, y_part.view());
     for (std::size_t r = 0; r < ids.size(); ++r) {
       auto const u = static_cast<std::size_t>(ids[r]);
-      auto const here = values(y_part.view().rows(part.batch.offsets[r], part.batch.offsets[r + 1]));
+      auto const here =
+          values(y_part.view().rows(part.batch.offsets[r], part.batch.offsets[r + 1]));
       auto const there = values(y.view().rows(in.batch.offsets[u], in.batch.offsets[u + 1]));
       check_error("row " + std::to_string(ids[r]) + " in another batch", here,
                   reference::convert<double>(there), 0.0, 64);
@@ -179,6 +184,8 @@ void check_layer_contract(LayerUnderTest<T>& layer, std::vector<index_t> const& 
   layer.backward(dev, no_y, no_dx.view());
 
   if constexpr (std::is_same_v<T, double>) {
+    // One thread: thousands of tiny passes would mostly wait for the other.
+    dev.threads = 1;
     for (double const probability : {0.0, 0.3}) {
       if (probability > 0 && !layer.has_dropout) continue;
       INFO("dropout " << probability);

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "emprl/core/ragged.hpp"
 #include "emprl/nn/attention.hpp"
 #include "emprl/nn/feed_forward.hpp"
 #include "emprl/nn/pre_norm.hpp"

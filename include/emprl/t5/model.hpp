@@ -108,6 +108,7 @@ class Model {
  private:
   static void check_rows(RaggedView contexts, RaggedView responses) {
     expects(contexts.rows() == responses.rows(), "t5: there must be one response for each context");
+    check_offsets(responses.offsets, responses.tokens());
   }
 
   T output_scale() const {

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "emprl/t5/decoder.hpp"
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <vector>
+
+#include "support/catch.hpp"
+#include "support/compare.hpp"
+#include "support/t5_golden.hpp"
+
+using emprl::Cpu;
+using emprl::index_t;
+using emprl::Ragged;
+using emprl::Tensor;
+using emprl::t5::Config;
+using emprl::t5::Model;
+using emprl::t5::Prefixes;
+using support::GoldenT5;
+using support::random_parameters;
+using support::random_rows;
+using support::values;
+
+namespace {
+
+/// Feeds the responses token by token through the cache, rows leaving when they end, and gathers
+/// the hidden states in the packed order of the full pass.
+template <class T>
+std::vector<T> decode(Cpu& dev, Model<T, Cpu> const& model, emprl::t5::Params<T, Cpu> const& p,
+                      Prefixes<T, Cpu> const& prefixes, Ragged const& contexts,
+                      Ragged const& responses) {
+  index_t const width = model.config().d_model;
+  auto const inputs = emprl::t5::shift_right(responses.view());
+  std::vector<T> hidden(inputs.size() * static_cast<std::size_t>(width), T(0));
+  auto cache = model.start(dev, p, prefixes, contexts.view());
+  index_t longest = 0;
+  for (index_t b = 0; b < responses.rows(); ++b)
+    longest = std::max(longest, responses.view().length(b));
+  for (index_t t = 0; t < longest; ++t) {
+    std::vector<index_t> rows;
+    std::vector<std::int32_t> ids;
+    for (index_t b = 0; b < responses.rows(); ++b) {
+      if (t >= responses.view().length(b)) continue;
+      rows.push_back(b);
+      ids.push_back(
+          inputs[static_cast<std::size_t>(responses.offsets[static_cast<std::size_t>(b)] + t)]);
+    }
+    auto const active = static_cast<index_t>(rows.size());
+    auto y = support::poisoned<T, 2>({active, width});
+    model.decoder().step(dev, p, prefixes, cache, rows, {ids.data(), {active}}, y.view());
+    CHECK(cache.position == t + 1);
+    for (index_t a = 0; a < active; ++a) {
+      index_t const at =
+          responses.offsets[static_cast<std::size_t>(rows[static_cast<std::size_t>(a)])] + t;
+      std::copy(y.view().row(a), y.view().row(a) + width, hidden.begin() + at * width);
+    }
+  }
+  return hidden;
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("cached decoding equals the full pass, with and without prefixes",
+                   "[t5][decoder][contract]", float, double) {
+  using T = TestType;
+  for (bool const gated : {false, true}) {
+    for (index_t const length : {0, 1, 5}) {
+      for (int const threads : {1, 2}) {
+        INFO((gated ? "gated" : "relu") << ", prefix " << length);
+        Config const c = support::small_config(gated);
+        auto const p = random_parameters<T>(c, 1);
+        auto const prefixes = support::random_prefixes<T>(c, length, 2);
+        Model<T, Cpu> const model(c);
+        auto const contexts = random_rows({31, 1, 2, 0, 9}, c.vocab_size, 3);
+        // Beyond the 32 positions that a cache starts with, and again beyond 64.
+        auto const responses = random_rows({33, 2, 1, 7, 70}, c.vocab_size, 4);
+        Cpu dev(threads);
+        dev.scratch.poison(true);
+        auto full = support::poisoned<T, 2>({responses.tokens(), c.d_model});
+        model.inference(dev, p.views(), prefixes.views(), contexts.view(), responses.view(),
+                        full.view());
+        auto const cached = decode<T>(dev, model, p.views(), prefixes.views(), contexts, responses);
+        support::check_error("hidden states", cached, reference::convert<double>(values(full)), 0.0,
+                             128);
+      }
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("cached decoding gives transformers' hidden states", "[t5][decoder][golden]",
+                   float, double) {
+  using T = TestType;
+  for (auto const* folder : {"t5_v1_0", "t5_v1_1"}) {
+    GoldenT5<T> const g(folder);
+    Cpu dev(2);
+    g.check("decoder_output", decode<T>(dev, g.model, g.params(), {}, g.contexts, g.responses));
+  }
+}
+
+TEMPLATE_TEST_CASE("greedy continuations are transformers'", "[t5][decoder][golden]", float,
+                   double) {
+  using T = TestType;
+  for (auto const* folder : {"t5_v1_0", "t5_v1_1"}) {
+    GoldenT5<T> const g(folder);
+    Cpu dev(2);
+    auto const expected = g.expected.template integers<std::int32_t>("greedy");
+    index_t const rows = g.contexts.rows();
+    std::vector<index_t> all(static_cast<std::size_t>(rows));
+    std::iota(all.begin(), all.end(), index_t{0});
+    auto cache = g.model.start(dev, g.params(), {}, g.contexts.view());
+    std::vector<std::int32_t> ids(all.size(), emprl::t5::decoder_start_id);
+    Tensor<T, 2, Cpu> hidden({rows, g.config.d_model});
+    Tensor<T, 2, Cpu> logits({rows, g.config.vocab_size});
+    for (index_t t = 0; t < 8; ++t) {
+      g.model.decoder().step(dev, g.params(), {}, cache, all, {ids.data(), {rows}}, hidden.view());
+      g.model.logits(dev, g.params(), hidden, logits.view());
+      for (index_t b = 0; b < rows; ++b) {
+        T const* const x = logits.view().row(b);
+        auto const u = static_cast<std::size_t>(b);
+        ids[u] = static_cast<std::int32_t>(std::max_element(x, x + g.config.vocab_size) - x);
+        CHECK(ids[u] == expected[static_cast<std::size_t>(b * 8 + t)]);
+      }
+    }
+  }
+}
+
+TEST_CASE("cached decoding: rows may be asked for in any order", "[t5][decoder][unit]") {
+  Config const c = support::small_config(true);
+  auto const p = random_parameters<float>(c, 1);
+  Model<float, Cpu> const model(c);
+  Cpu dev(1);
+  auto const contexts = random_rows({5, 1, 9}, c.vocab_size, 3);
+  auto const run = [&](std::vector<index_t> const& order) {
+    auto cache = model.start(dev, p.views(), {}, contexts.view());
+    std::vector<float> result(static_cast<std::size_t>(3 * c.d_model));
+    for (std::int32_t t = 0; t < 4; ++t) {
+      std::vector<std::int32_t> ids;
+      for (index_t const row : order)
+        ids.push_back(t == 0 ? 0 : static_cast<std::int32_t>(row) + t);
+      Tensor<float, 2, Cpu> y({3, c.d_model});
+      model.decoder().step(dev, p.views(), {}, cache, order, {ids.data(), {3}}, y.view());
+      for (index_t a = 0; a < 3; ++a) {
+        std::copy(y.view().row(a), y.view().row(a) + c.d_model,
+                  result.begin() + order[static_cast<std::size_t>(a)] * c.d_model);
+      }
+    }
+    return result;
+  };
+  support::check_error("hidden", run({2, 0, 1}), reference::convert<double>(run({0, 1, 2})), 0.0,
+                       64);
+}
+
+TEST_CASE("cached decoding: rows outside the batch and wrong ids throw", "[t5][decoder][unit]") {
+  Config const c = support::small_config(true);
+  auto const p = random_parameters<float>(c, 1);
+  Model<float, Cpu> const model(c);
+  Cpu dev(1);
+  auto const contexts = random_rows({5, 1}, c.vocab_size, 3);
+  auto cache = model.start(dev, p.views(), {}, contexts.view());
+  Tensor<float, 2, Cpu> y({1, c.d_model});
+  auto const step = [&](index_t row, std::int32_t id) {
+    std::vector<index_t> const rows{row};
+    std::vector<std::int32_t> const ids{id};
+    model.decoder().step(dev, p.views(), {}, cache, rows, {ids.data(), {1}}, y.view());
+  };
+  CHECK_THROWS_AS(step(2, 0), emprl::ShapeError);
+  CHECK_THROWS_AS(step(-1, 0), emprl::ShapeError);
+  CHECK_THROWS_AS(step(0, -1), emprl::ShapeError);
+  CHECK_THROWS_AS(step(0, static_cast<std::int32_t>(c.vocab_size)), emprl::ShapeError);
+  // A refused step leaves the cache where it was.
+  CHECK(cache.position == 0);
+  CHECK_NOTHROW(step(1, 0));
+  CHECK(cache.position == 1);
+}
