@@ -44,11 +44,11 @@ namespace emprl::train {
 /// Judges responses: one LevelProbabilities for each (context, response), in order. It does its own
 /// batching and changes nothing that a later call would notice. A lambda is one:
 ///
-///     auto scorer = [&](std::span<std::string const> contexts, std::span<std::string const>
-///     responses) {
-///       std::vector<empathy::LevelProbabilities> p;
-///       for (std::size_t i = 0; i < contexts.size(); ++i) p.push_back(judge(contexts[i],
-///       responses[i])); return p;
+///     using Texts = std::span<std::string const>;
+///     auto scorer = [&](Texts contexts, Texts responses) {
+///       std::vector<empathy::LevelProbabilities> p(contexts.size());
+///       for (std::size_t i = 0; i < p.size(); ++i) p[i] = judge(contexts[i], responses[i]);
+///       return p;
 ///     };
 template <class S>
 concept ResponseScorer = requires(S& scorer, std::span<std::string const> contexts,
