@@ -285,10 +285,11 @@ void add_run(CLI::App& app, Common& common) {
   auto* const identifier_rate =
       c->add_option("--identifier-lr", o->identifiers.learning_rate, "Learning rate [1e-4; new: 1e-3]");
   c->add_flag("--class-weights", o->identifiers.class_weights, "Weigh the levels by their rarity");
-  c->add_option("--ppo-steps", o->ppo.steps, "PPO steps; 0: three passes over the dialogues")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  auto* const ppo_rate = c->add_option("--ppo-lr", o->ppo.learning_rate, "Learning rate of PPO [1e-5; new: 1e-4]");
+  auto* const ppo_steps =
+      c->add_option("--ppo-steps", o->ppo.steps, "PPO steps; 0: three passes over the dialogues [0; new: 1000]")
+          ->check(CLI::NonNegativeNumber);
+  auto* const ppo_rate =
+      c->add_option("--ppo-lr", o->ppo.learning_rate, "Learning rate of PPO [1e-5; new: 3e-4]");
   c->add_option("--ppo-batch", o->ppo.batch, "Dialogues in a PPO step")->check(CLI::PositiveNumber)->capture_default_str();
   c->add_option("--kl", o->ppo.kl_coefficient, "KL coefficient at the start")
       ->check(CLI::NonNegativeNumber)
@@ -327,7 +328,8 @@ void add_run(CLI::App& app, Common& common) {
       if (warmup->count() == 0) options.generator.warmup = 500;
       if (dropout->count() == 0) options.generator.dropout = 0.05;
       if (identifier_rate->count() == 0) options.identifiers.learning_rate = 1e-3;
-      if (ppo_rate->count() == 0) options.ppo.learning_rate = 1e-4;
+      if (ppo_steps->count() == 0) options.ppo.steps = 1000;
+      if (ppo_rate->count() == 0) options.ppo.learning_rate = 3e-4;
     } else if (identifier_rate->count() == 0) {
       options.identifiers.learning_rate = 1e-4;
     }
