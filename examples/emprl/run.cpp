@@ -274,7 +274,7 @@ void add_run(CLI::App& app, Common& common) {
   auto* const vocabulary = c->add_option("--vocabulary", o->vocabulary, "Ids of a new tokenizer, sentinels included")
                                ->check(CLI::PositiveNumber)
                                ->capture_default_str();
-  auto* const epochs = c->add_option("--generator-epochs", o->generator.epochs, "Epochs of the generator [3; new: 15]");
+  auto* const epochs = c->add_option("--generator-epochs", o->generator.epochs, "Epochs of the generator [3; new: 12]");
   auto* const batch = c->add_option("--generator-batch", o->generator.batch, "Pairs in a step [8; new: 64]");
   auto* const rate = c->add_option("--generator-lr", o->generator.learning_rate, "Learning rate [1e-4; new: 5e-3]");
   auto* const warmup = c->add_option("--generator-warmup", o->generator.warmup, "Warm-up steps [0; new: 500]");
@@ -286,7 +286,7 @@ void add_run(CLI::App& app, Common& common) {
       c->add_option("--identifier-lr", o->identifiers.learning_rate, "Learning rate [1e-4; new: 1e-3]");
   c->add_flag("--class-weights", o->identifiers.class_weights, "Weigh the levels by their rarity");
   auto* const ppo_steps =
-      c->add_option("--ppo-steps", o->ppo.steps, "PPO steps; 0: three passes over the dialogues [0; new: 1000]")
+      c->add_option("--ppo-steps", o->ppo.steps, "PPO steps; 0: three passes over the dialogues [0; new: 600]")
           ->check(CLI::NonNegativeNumber);
   auto* const ppo_rate =
       c->add_option("--ppo-lr", o->ppo.learning_rate, "Learning rate of PPO [1e-5; new: 3e-4]");
@@ -322,13 +322,13 @@ void add_run(CLI::App& app, Common& common) {
     if (!fresh && vocabulary->count() > 0) throw ConfigError("--vocabulary is for a new model; --model brings its own.");
     // From scratch the learning rate is larger and warmed up; a pre-trained model takes the published settings.
     if (fresh) {
-      if (epochs->count() == 0) options.generator.epochs = 15;
+      if (epochs->count() == 0) options.generator.epochs = 12;
       if (batch->count() == 0) options.generator.batch = 64;
       if (rate->count() == 0) options.generator.learning_rate = 5e-3;
       if (warmup->count() == 0) options.generator.warmup = 500;
       if (dropout->count() == 0) options.generator.dropout = 0.05;
       if (identifier_rate->count() == 0) options.identifiers.learning_rate = 1e-3;
-      if (ppo_steps->count() == 0) options.ppo.steps = 1000;
+      if (ppo_steps->count() == 0) options.ppo.steps = 600;
       if (ppo_rate->count() == 0) options.ppo.learning_rate = 3e-4;
     } else if (identifier_rate->count() == 0) {
       options.identifiers.learning_rate = 1e-4;
