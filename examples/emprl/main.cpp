@@ -1,0 +1,459 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// The program `emprl`: reads the command line, hands over to a command, and turns whatever goes
+// wrong into one line and an exit status: 0 done, 1 failed, 2 wrong usage.
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstddef>
+#include <cstdio>
+#include <exception>
+#include <iterator>
+#include <new>
+#include <numeric>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "commands.hpp"
+#include "emprl/core/error.hpp"
+#include "emprl/io/json_lines.hpp"
+#include "emprl/train/interrupt.hpp"
+#include "table.hpp"
+
+namespace emprl::program {
+namespace {
+
+constexpr int failed = 1;
+constexpr int wrong_usage = 2;
+constexpr std::size_t help_width = 80;
+
+using Words = std::vector<std::string>;
+
+int report(int status, std::string message) {
+  // One line, whatever a file's name or another library's message holds.
+  std::replace_if(
+      message.begin(), message.end(), [](char c) { return c == '\n' || c == '\r'; }, ' ');
+  static_cast<void>(std::fprintf(stderr, "emprl: error: %s\n", message.c_str()));
+  return status;
+}
+
+void print(std::string const& text) {
+  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size()) {
+    io::detail::fail("write", "standard output", errno);
+  }
+}
+
+/// Edits (insert, delete, replace) between two words.
+std::size_t edit_distance(std::string_view a, std::string_view b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    std::size_t diagonal = std::exchange(row[0], i + 1);
+    for (std::size_t j = 0; j < b.size(); ++j) {
+      std::size_t const replaced = diagonal + (a[i] == b[j] ? 0 : 1);
+      diagonal = row[j + 1];
+      row[j + 1] = std::min({row[j] + 1, row[j + 1] + 1, replaced});
+    }
+  }
+  return row.back();
+}
+
+/// " (did you mean X?)" if one of the known words is near.
+std::string suggestion(std::string const& word, Words const& known) {
+  std::string best;
+  std::size_t distance = 3;
+  for (std::string const& candidate : known) {
+    std::size_t const d = edit_distance(word, candidate);
+    if (d < distance && d < candidate.size() / 2) {
+      distance = d;
+      best = candidate;
+    }
+  }
+  return best.empty() ? "" : " (did you mean " + best + "?)";
+}
+
+bool is_flag(CLI::Option const& option) {
+  return option.get_items_expected_max() == 0;
+}
+
+/// The option's name without dashes, its key in configuration files; empty for --help and for
+/// --config.
+std::string key_of(CLI::App const& command, CLI::Option const& option) {
+  if (option.get_lnames().empty()) return {};
+  std::string const& name = option.get_lnames().front();
+  // `init` is the exception: its --config is a model's configuration and an option like others.
+  bool const file_of_options = name == "config" && command.get_name() != "init";
+  return name == "help" || file_of_options ? std::string() : name;
+}
+
+// ---- help
+
+std::string option_label(CLI::Option const& option) {
+  std::string label = "  ";
+  for (std::string const& name : option.get_snames()) label += "-" + name + ", ";
+  bool first = true;
+  for (std::string const& name : option.get_lnames()) {
+    label += (first ? "--" : ", --") + name;
+    first = false;
+  }
+  if (!is_flag(option)) {
+    std::string const type = option.get_type_name();
+    label += " " + type.substr(0, type.find_first_of(": ("));
+  }
+  return label;
+}
+
+std::string wrapped(std::string const& text, std::size_t indent, std::size_t first_column) {
+  std::string out;
+  std::size_t column = first_column;
+  for (std::string const& line : detail::table::wrap(text, help_width - indent)) {
+    out += std::string(column < indent ? indent - column : 0, ' ') + line + "\n";
+    column = 0;
+  }
+  return out;
+}
+
+std::string help_of(CLI::App const& command) {
+  constexpr std::size_t indent = 28;
+  std::string text = "emprl " + command.get_name() + " [options]\n\n";
+  text += wrapped(command.get_description(), 0, 0) + "\nOptions:\n";
+  for (CLI::Option const* option : command.get_options()) {
+    if (option->get_group().empty() || option->get_lnames().empty()) continue;
+    std::string const label = option_label(*option);
+    text += label;
+    std::size_t column = label.size();
+    if (column + 2 > indent) {
+      text += "\n";
+      column = 0;
+    }
+    std::string about = option->get_description();
+    if (option->get_required()) about += " (required)";
+    if (std::string const value = option->get_default_str();
+        !is_flag(*option) && value.find_first_not_of(' ') != std::string::npos && value != "[]") {
+      about += " [" + (value.front() == '[' ? value.substr(1, value.size() - 2) : value) + "]";
+    }
+    text += wrapped(about, indent, column);
+  }
+  if (std::string const footer = command.get_footer(); !footer.empty()) {
+    text += "\n" + footer + (footer.back() == '\n' ? "" : "\n");
+  }
+  return text;
+}
+
+std::vector<CLI::App*> commands_of(CLI::App& app) {
+  return app.get_subcommands([](CLI::App*) { return true; });
+}
+
+std::string overview(CLI::App& app) {
+  std::string text =
+      "emprl COMMAND [options]\n\n" + wrapped(app.get_description(), 0, 0) + "\nCommands:\n";
+  for (CLI::App const* command : commands_of(app)) {
+    std::string const label = "  " + command->get_name();
+    text += label + wrapped(command->get_description(), 14, label.size());
+  }
+  return text +
+         "\n`emprl COMMAND --help` shows a command's options, with examples.\n"
+         "`emprl --version` shows the version.\n\n"
+         "Exit status: 0 done, 1 failed, 2 wrong usage.\n";
+}
+
+// ---- options as configuration
+
+/// A value as configuration files hold it: numbers as numbers where the option takes some.
+io::Json typed(CLI::Option const& option, std::string const& text) {
+  std::string const type = option.get_type_name();
+  if (type.starts_with("INT") || type.starts_with("UINT") || type.starts_with("FLOAT")) {
+    io::Json value = io::Json::parse(text, nullptr, false);
+    if (value.is_number()) return value;
+  }
+  return text;
+}
+
+bool takes_many(CLI::Option const& option) {
+  return option.get_items_expected_max() > 1;
+}
+
+/// The elements of "[a,b,c]", which is how CLI11 writes the default of a list.
+Words elements_of(std::string const& text) {
+  Words out;
+  if (text.size() <= 2) return out;
+  for (std::size_t begin = 1; begin < text.size();) {
+    std::size_t const end = std::min(text.find(',', begin), text.size() - 1);
+    out.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return out;
+}
+
+/// Every option with its value after parsing. Options without a value, and those that a given one
+/// excludes, are left out, so that the result can be read back.
+io::Json resolve(CLI::App const& command) {
+  io::Json out = io::Json::object();
+  for (CLI::Option const* option : command.get_options()) {
+    std::string const key = key_of(command, *option);
+    if (key.empty()) continue;
+    bool const given = option->count() > 0;
+    if (is_flag(*option)) {
+      if (given) {
+        out[key] = option->results().back() != "false";
+      } else if (option->get_fnames().empty()) {
+        out[key] = false;
+      }
+      continue;
+    }
+    auto const excluded = option->get_excludes();
+    if (!given && std::any_of(excluded.begin(), excluded.end(),
+                              [](CLI::Option const* other) { return other->count() > 0; })) {
+      continue;
+    }
+    std::string const preset = option->get_default_str();
+    if (takes_many(*option)) {
+      io::Json list = io::Json::array();
+      for (std::string const& text : given ? Words(option->results()) : elements_of(preset)) {
+        list.push_back(typed(*option, text));
+      }
+      if (!list.empty()) out[key] = std::move(list);
+    } else if (given) {
+      out[key] = typed(*option, option->results().back());
+    } else if (!preset.empty()) {
+      out[key] = typed(*option, preset);
+    }
+  }
+  return out;
+}
+
+bool is_given(CLI::Option const& option, Words const& words) {
+  return std::any_of(words.begin(), words.end(), [&](std::string const& word) {
+    auto const names = [&](std::string const& name) {
+      return word == "--" + name || word.starts_with("--" + name + "=");
+    };
+    auto const shorts = [&](std::string const& name) { return word.starts_with("-" + name); };
+    return std::any_of(option.get_lnames().begin(), option.get_lnames().end(), names) ||
+           std::any_of(option.get_snames().begin(), option.get_snames().end(), shorts);
+  });
+}
+
+void append_value(Words& words, std::string const& key, io::Json const& value,
+                  std::string const& where) {
+  if (!value.is_string() && !value.is_number()) {
+    throw ConfigError(where + ": \"" + key + "\" must be text or a number, not " +
+                      io::to_json_line(value).substr(0, 40) + ".");
+  }
+  words.push_back("--" + key);
+  words.push_back(value.is_string() ? value.get<std::string>() : value.dump());
+}
+
+Words known_keys(CLI::App const& command) {
+  Words keys;
+  for (CLI::Option const* option : command.get_options()) {
+    if (std::string key = key_of(command, *option); !key.empty()) keys.push_back(std::move(key));
+  }
+  return keys;
+}
+
+/// The options that a file gives and the command line, which wins, does not.
+/// @throws ConfigError naming file and key
+Words options_from_file(CLI::App& command, fs::path const& file, Words const& words) {
+  expect_there(file, "--config");
+  io::Json const json = io::read_json_file(file);
+  Words out;
+  for (auto const& [key, value] : json.items()) {
+    CLI::Option const* const option = command.get_option_no_throw("--" + key);
+    if (option == nullptr || key_of(command, *option).empty()) {
+      throw ConfigError(file.string() + ": \"" + key + "\" is not an option of emprl " +
+                        command.get_name() + suggestion(key, known_keys(command)) + ".");
+    }
+    auto const excluded = option->get_excludes();
+    bool const overruled = is_given(*option, words) || std::any_of(excluded.begin(), excluded.end(),
+                                                                   [&](CLI::Option const* other) {
+                                                                     return is_given(*other, words);
+                                                                   });
+    if (overruled || value.is_null()) continue;
+    if (is_flag(*option)) {
+      if (!value.is_boolean()) {
+        throw ConfigError(file.string() + ": \"" + key + "\" must be true or false.");
+      }
+      if (value.get<bool>()) {
+        out.push_back("--" + key);
+      } else if (!option->get_fnames().empty()) {
+        out.push_back("--" + key + "=false");
+      }
+    } else if (value.is_array()) {
+      if (!takes_many(*option)) {
+        throw ConfigError(file.string() + ": \"" + key + "\" takes one value, not a list.");
+      }
+      for (io::Json const& element : value) append_value(out, key, element, file.string());
+    } else {
+      append_value(out, key, value, file.string());
+    }
+  }
+  return out;
+}
+
+/// Takes --config FILE out of the words and puts the file's options before them.
+Words expand_configuration(CLI::App& command, Words words) {
+  if (command.get_name() == "init" || command.get_option_no_throw("--config") == nullptr)
+    return words;
+  std::optional<fs::path> file;
+  for (std::size_t i = 0; i < words.size();) {
+    auto const at = words.begin() + static_cast<std::ptrdiff_t>(i);
+    std::string value;
+    std::ptrdiff_t used = 1;
+    if (words[i].starts_with("--config=")) {
+      value = words[i].substr(9);
+    } else if (words[i] == "--config") {
+      expects<ConfigError>(i + 1 < words.size(), "--config needs the name of a file.");
+      value = words[i + 1];
+      used = 2;
+    } else {
+      ++i;
+      continue;
+    }
+    expects<ConfigError>(!file, "--config can be given once.");
+    file = value;
+    words.erase(at, at + used);
+  }
+  if (!file) return words;
+  Words all = options_from_file(command, *file, words);
+  all.insert(all.end(), words.begin(), words.end());
+  return all;
+}
+
+// ---- wrong usage
+
+std::string see_help(CLI::App const& command) {
+  return "; `emprl " + command.get_name() + " --help` shows the options.";
+}
+
+std::optional<std::string> unknown_option(CLI::App& command, Words const& words) {
+  for (std::string const& word : words) {
+    if (!word.starts_with("--") || word.size() == 2) continue;
+    std::string const name = word.substr(0, word.find('='));
+    if (command.get_option_no_throw(name) == nullptr) return name;
+  }
+  return std::nullopt;
+}
+
+std::string explain(CLI::App& command, Words const& words, CLI::ParseError const& error) {
+  // A mistyped name is the likeliest reason for whatever else is missing.
+  if (auto const name = unknown_option(command, words)) {
+    Words known;
+    for (std::string const& key : known_keys(command)) known.push_back("--" + key);
+    return "unknown option " + *name + " of emprl " + command.get_name() +
+           suggestion(*name, known) + see_help(command);
+  }
+  std::string text = error.what();
+  if (dynamic_cast<CLI::ExtrasError const*>(&error) != nullptr) {
+    text = "not understood: " + text.substr(std::min(text.size(), text.find(": ") + 2));
+  }
+  while (!text.empty() && (text.back() == '.' || text.back() == '\n')) text.pop_back();
+  return text + see_help(command);
+}
+
+/// The command line as a shell would take it back.
+std::string quoted(Words const& words) {
+  std::string line = "emprl";
+  for (std::string const& word : words) {
+    bool const plain =
+        !word.empty() &&
+        word.find_first_not_of(
+            "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=./,:+@%") ==
+            std::string::npos;
+    line += ' ';
+    if (plain) {
+      line += word;
+      continue;
+    }
+    line += '\'';
+    for (char const c : word) line += c == '\'' ? std::string("'\\''") : std::string(1, c);
+    line += '\'';
+  }
+  return line;
+}
+
+int run_command(CLI::App& app, CLI::App& command, Common& common, Words const& given) {
+  if (std::find(given.begin(), given.end(), "--help") != given.end() ||
+      std::find(given.begin(), given.end(), "-h") != given.end()) {
+    print(help_of(command));
+    return 0;
+  }
+  Words const words = expand_configuration(command, given);
+  // Runs after parsing and before the command's own work.
+  app.parse_complete_callback([&] { common.resolved = resolve(command); });
+  Words reversed{words.rbegin(), words.rend()};
+  reversed.push_back(command.get_name());
+  try {
+    app.parse(std::move(reversed));
+  } catch (CLI::ParseError const& error) {
+    return report(wrong_usage, explain(command, words, error));
+  }
+  return 0;
+}
+
+int run(Words const& words) {
+  CLI::App app(
+      "EmpRL: empathetic dialogue generation with reinforcement learning. A T5 generator is "
+      "trained "
+      "on dialogues and aligned with the empathy of their responses.");
+  app.set_help_flag("-h,--help", "this text");
+  app.option_defaults()->always_capture_default();
+  app.require_subcommand(1);
+  Common common;
+  common.command_line = quoted(words);
+  for (auto const add : {add_run, add_tokenizer, add_init, add_finetune, add_identify, add_label,
+                         add_align, add_generate, add_score, add_evaluate, add_chat}) {
+    add(app, common);
+  }
+
+  if (words.empty()) {
+    return report(wrong_usage, "a command is missing; `emprl --help` lists them.");
+  }
+  std::string const& first = words.front();
+  if (first == "--help" || first == "-h") {
+    print(overview(app));
+    return 0;
+  }
+  if (first == "--version") {
+    print("emprl " EMPRL_VERSION_STRING "\n");
+    return 0;
+  }
+  Words names;
+  for (CLI::App* command : commands_of(app)) {
+    if (command->get_name() == first) {
+      return run_command(app, *command, common, Words(words.begin() + 1, words.end()));
+    }
+    names.push_back(command->get_name());
+  }
+  std::string const kind = first.starts_with("-") ? "option " : "command ";
+  return report(wrong_usage, "unknown " + kind + first + suggestion(first, names) +
+                                 "; `emprl --help` lists the commands.");
+}
+
+}  // namespace
+}  // namespace emprl::program
+
+int main(int argc, char** argv) {
+  using namespace emprl;
+  train::ignore_write_signals();
+  int status = program::failed;
+  try {
+    status = program::run({argv + std::min(argc, 1), argv + argc});
+  } catch (ConfigError const& error) {
+    status = program::report(program::wrong_usage, error.what());
+  } catch (std::bad_alloc const&) {
+    status = program::report(program::failed, "there is not enough memory; try a smaller --batch.");
+  } catch (std::exception const& error) {
+    status = program::report(program::failed, error.what());
+  }
+  // What was printed may still wait in a buffer, and a full disk shows only now.
+  if (std::fflush(stdout) != 0 && status == 0) {
+    status =
+        program::report(program::failed,
+                        "cannot write standard output: " + io::detail::system_message(errno) + ".");
+  }
+  return status;
+}
