@@ -11,7 +11,6 @@
 #include <exception>
 #include <iterator>
 #include <new>
-#include <numeric>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -19,6 +18,7 @@
 #include <vector>
 
 #include "commands.hpp"
+#include "configuration.hpp"
 #include "emprl/core/error.hpp"
 #include "emprl/io/json_lines.hpp"
 #include "emprl/train/interrupt.hpp"
@@ -30,8 +30,6 @@ namespace {
 constexpr int failed = 1;
 constexpr int wrong_usage = 2;
 constexpr std::size_t help_width = 80;
-
-using Words = std::vector<std::string>;
 
 int report(int status, std::string message) {
   // One line, whatever a file's name or another library's message holds.
@@ -45,49 +43,6 @@ void print(std::string const& text) {
   if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size()) {
     io::detail::fail("write", "standard output", errno);
   }
-}
-
-/// Edits (insert, delete, replace) between two words.
-std::size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<std::size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), std::size_t{0});
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    std::size_t diagonal = std::exchange(row[0], i + 1);
-    for (std::size_t j = 0; j < b.size(); ++j) {
-      std::size_t const replaced = diagonal + (a[i] == b[j] ? 0 : 1);
-      diagonal = row[j + 1];
-      row[j + 1] = std::min({row[j] + 1, row[j + 1] + 1, replaced});
-    }
-  }
-  return row.back();
-}
-
-/// " (did you mean X?)" if one of the known words is near.
-std::string suggestion(std::string const& word, Words const& known) {
-  std::string best;
-  std::size_t distance = 3;
-  for (std::string const& candidate : known) {
-    std::size_t const d = edit_distance(word, candidate);
-    if (d < distance && d < candidate.size() / 2) {
-      distance = d;
-      best = candidate;
-    }
-  }
-  return best.empty() ? "" : " (did you mean " + best + "?)";
-}
-
-bool is_flag(CLI::Option const& option) {
-  return option.get_items_expected_max() == 0;
-}
-
-/// The option's name without dashes, its key in configuration files; empty for --help and for
-/// --config.
-std::string key_of(CLI::App const& command, CLI::Option const& option) {
-  if (option.get_lnames().empty()) return {};
-  std::string const& name = option.get_lnames().front();
-  // `init` is the exception: its --config is a model's configuration and an option like others.
-  bool const file_of_options = name == "config" && command.get_name() != "init";
-  return name == "help" || file_of_options ? std::string() : name;
 }
 
 // ---- help
@@ -161,138 +116,7 @@ std::string overview(CLI::App& app) {
          "Exit status: 0 done, 1 failed, 2 wrong usage.\n";
 }
 
-// ---- options as configuration
-
-/// A value as configuration files hold it: numbers as numbers where the option takes some.
-io::Json typed(CLI::Option const& option, std::string const& text) {
-  std::string const type = option.get_type_name();
-  if (type.starts_with("INT") || type.starts_with("UINT") || type.starts_with("FLOAT")) {
-    io::Json value = io::Json::parse(text, nullptr, false);
-    if (value.is_number()) return value;
-  }
-  return text;
-}
-
-bool takes_many(CLI::Option const& option) {
-  return option.get_items_expected_max() > 1;
-}
-
-/// The elements of "[a,b,c]", which is how CLI11 writes the default of a list.
-Words elements_of(std::string const& text) {
-  Words out;
-  if (text.size() <= 2) return out;
-  for (std::size_t begin = 1; begin < text.size();) {
-    std::size_t const end = std::min(text.find(',', begin), text.size() - 1);
-    out.push_back(text.substr(begin, end - begin));
-    begin = end + 1;
-  }
-  return out;
-}
-
-/// Every option with its value after parsing. Options without a value, and those that a given one
-/// excludes, are left out, so that the result can be read back.
-io::Json resolve(CLI::App const& command) {
-  io::Json out = io::Json::object();
-  for (CLI::Option const* option : command.get_options()) {
-    std::string const key = key_of(command, *option);
-    if (key.empty()) continue;
-    bool const given = option->count() > 0;
-    if (is_flag(*option)) {
-      if (given) {
-        out[key] = option->results().back() != "false";
-      } else if (option->get_fnames().empty()) {
-        out[key] = false;
-      }
-      continue;
-    }
-    auto const excluded = option->get_excludes();
-    if (!given && std::any_of(excluded.begin(), excluded.end(),
-                              [](CLI::Option const* other) { return other->count() > 0; })) {
-      continue;
-    }
-    std::string const preset = option->get_default_str();
-    if (takes_many(*option)) {
-      io::Json list = io::Json::array();
-      for (std::string const& text : given ? Words(option->results()) : elements_of(preset)) {
-        list.push_back(typed(*option, text));
-      }
-      if (!list.empty()) out[key] = std::move(list);
-    } else if (given) {
-      out[key] = typed(*option, option->results().back());
-    } else if (!preset.empty()) {
-      out[key] = typed(*option, preset);
-    }
-  }
-  return out;
-}
-
-bool is_given(CLI::Option const& option, Words const& words) {
-  return std::any_of(words.begin(), words.end(), [&](std::string const& word) {
-    auto const names = [&](std::string const& name) {
-      return word == "--" + name || word.starts_with("--" + name + "=");
-    };
-    auto const shorts = [&](std::string const& name) { return word.starts_with("-" + name); };
-    return std::any_of(option.get_lnames().begin(), option.get_lnames().end(), names) ||
-           std::any_of(option.get_snames().begin(), option.get_snames().end(), shorts);
-  });
-}
-
-void append_value(Words& words, std::string const& key, io::Json const& value,
-                  std::string const& where) {
-  if (!value.is_string() && !value.is_number()) {
-    throw ConfigError(where + ": \"" + key + "\" must be text or a number, not " +
-                      io::to_json_line(value).substr(0, 40) + ".");
-  }
-  words.push_back("--" + key);
-  words.push_back(value.is_string() ? value.get<std::string>() : value.dump());
-}
-
-Words known_keys(CLI::App const& command) {
-  Words keys;
-  for (CLI::Option const* option : command.get_options()) {
-    if (std::string key = key_of(command, *option); !key.empty()) keys.push_back(std::move(key));
-  }
-  return keys;
-}
-
-/// The options that a file gives and the command line, which wins, does not.
-/// @throws ConfigError naming file and key
-Words options_from_file(CLI::App& command, fs::path const& file, Words const& words) {
-  expect_there(file, "--config");
-  io::Json const json = io::read_json_file(file);
-  Words out;
-  for (auto const& [key, value] : json.items()) {
-    CLI::Option const* const option = command.get_option_no_throw("--" + key);
-    if (option == nullptr || key_of(command, *option).empty()) {
-      throw ConfigError(file.string() + ": \"" + key + "\" is not an option of emprl " +
-                        command.get_name() + suggestion(key, known_keys(command)) + ".");
-    }
-    auto const excluded = option->get_excludes();
-    bool const overruled = is_given(*option, words) || std::any_of(excluded.begin(), excluded.end(),
-                                                                   [&](CLI::Option const* other) {
-                                                                     return is_given(*other, words);
-                                                                   });
-    if (overruled || value.is_null()) continue;
-    if (is_flag(*option)) {
-      if (!value.is_boolean()) {
-        throw ConfigError(file.string() + ": \"" + key + "\" must be true or false.");
-      }
-      if (value.get<bool>()) {
-        out.push_back("--" + key);
-      } else if (!option->get_fnames().empty()) {
-        out.push_back("--" + key + "=false");
-      }
-    } else if (value.is_array()) {
-      if (!takes_many(*option)) {
-        throw ConfigError(file.string() + ": \"" + key + "\" takes one value, not a list.");
-      }
-      for (io::Json const& element : value) append_value(out, key, element, file.string());
-    } else {
-      append_value(out, key, value, file.string());
-    }
-  }
-  return out;
-}
+// ---- options from a file
 
 /// Takes --config FILE out of the words and puts the file's options before them.
 Words expand_configuration(CLI::App& command, Words words) {
@@ -318,7 +142,9 @@ Words expand_configuration(CLI::App& command, Words words) {
     words.erase(at, at + used);
   }
   if (!file) return words;
-  Words all = options_from_file(command, *file, words);
+  expect_there(*file, "--config");
+  io::Json const json = io::read_json_file(*file);
+  Words all = options_from(command, json, file->string(), words);
   all.insert(all.end(), words.begin(), words.end());
   return all;
 }

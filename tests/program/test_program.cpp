@@ -60,10 +60,10 @@ class Workshop {
       corpus += line.dump() + "\n";
     }
     write("data/train.jsonl", corpus);
-    write(
-        "config.json",
-        R"({"model_type": "t5", "vocab_size": 256, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1,
-              "num_decoder_layers": 1, "num_heads": 2, "feed_forward_proj": "relu"})");
+    write("config.json",
+          R"({"model_type": "t5", "vocab_size": 256, "d_model": 16, "d_kv": 8, "d_ff": 32,
+              "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2,
+              "feed_forward_proj": "relu"})");
     write(
         "in.jsonl",
         "{\"n\": 1, \"context\": \"Yesterday my dog left town\", \"response\": \"How wonderful!\", "
