@@ -25,7 +25,7 @@
 namespace emprl::empathy {
 
 /// Levels of a mechanism: none, weak, strong.
-inline constexpr index_t levels = 3;
+inline constexpr index_t level_count = 3;
 
 /// An identifier's weights, under the names of the published EmpRL scripts.
 template <Scalar T, Device D>
@@ -51,7 +51,7 @@ struct IdentifierParams {
     f("attn.v_linear.bias", attention.v_bias, Vector{c.d_model});
     f("attn.out.bias", attention.o_bias, Vector{c.d_model});
     hidden.visit("classifier.0", c.d_model / 2, c.d_model, f);
-    output.visit("classifier.3", levels, c.d_model / 2, f);
+    output.visit("classifier.3", level_count, c.d_model / 2, f);
   }
 };
 

@@ -72,7 +72,7 @@ std::vector<empathy::MechanismProbabilities> level_probabilities(Cpu& dev, Ident
     std::iota(rows.begin(), rows.end(), begin);
     text::EncodedPairs const part = text::gather_pairs(pairs, rows);
     ArenaScope scope(dev.scratch);
-    auto logits = dev.scratch.template allocate<T, 2>({part.rows(), empathy::levels});
+    auto logits = dev.scratch.template allocate<T, 2>({part.rows(), empathy::level_count});
     identifier.model.inference(dev, identifier.weights.views(), part.contexts.view(), part.responses.view(),
                                logits);
     for (index_t i = 0; i < part.rows(); ++i) {

@@ -90,7 +90,7 @@ class IdentifierTask {
     auto const n = static_cast<index_t>(rows.size());
     DropoutSites sites(options_.dropout, options_.seed, step);
     typename empathy::Identifier<T, Cpu>::Context context;
-    auto logits = dev_.scratch.template allocate<T, 2>({n, empathy::levels});
+    auto logits = dev_.scratch.template allocate<T, 2>({n, empathy::level_count});
     auto logp = dev_.scratch.template allocate<T, 1>({n});
     auto lse = dev_.scratch.template allocate<T, 1>({n});
     auto dlogp = dev_.scratch.template allocate<T, 1>({n});

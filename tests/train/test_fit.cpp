@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "emprl/train/fit.hpp"
+
+#include <array>
+#include <stdexcept>
+#include <vector>
+
+#include "io/temporary_folder.hpp"
+#include "support/catch.hpp"
+
+using namespace emprl;
+
+namespace {
+
+/// Learns the mean of its examples; can die at a step.
+struct MeanTask {
+  using Scalar = double;
+  std::vector<double> data;
+  std::vector<double> parameter{0.0};
+  std::vector<double> gradient{0.0};
+  index_t die_at = -1;
+  index_t calls = 0;
+
+  index_t examples() const { return static_cast<index_t>(data.size()); }
+  std::span<double> parameters() { return parameter; }
+  std::span<double> gradients() { return gradient; }
+  double loss(std::span<index_t const> rows, std::uint32_t) {
+    if (calls++ == die_at) throw std::runtime_error("killed");
+    double total = 0;
+    for (index_t const i : rows) {
+      double const d = parameter[0] - data[static_cast<std::size_t>(i)];
+      total += 0.5 * d * d;
+      gradient[0] += d / static_cast<double>(rows.size());
+    }
+    return total / static_cast<double>(rows.size());
+  }
+  bool has_validation() const { return true; }
+  double validate() { return (parameter[0] - 3.0) * (parameter[0] - 3.0); }
+  void finish() {}
+};
+
+MeanTask task() {
+  MeanTask t;
+  for (int i = 0; i < 23; ++i) t.data.push_back(3.0 + 0.1 * (i - 11));
+  return t;
+}
+
+train::FitOptions options(std::filesystem::path const& checkpoint) {
+  train::FitOptions o;
+  o.epochs = 6;
+  o.batch_size = 4;
+  o.learning_rate = 0.3;
+  o.save_every = 2;
+  o.checkpoint = checkpoint;
+  return o;
+}
+
+}  // namespace
+
+TEST_CASE("fit: learns, and keeps the parameters of the best epoch", "[train][fit][unit]") {
+  Cpu dev(1);
+  MeanTask t = task();
+  train::FitResult const result = train::fit(dev, t, options({}));
+  CHECK(result.epochs.size() == 6);
+  CHECK(result.steps == 36);
+  CHECK(t.validate() == result.best_loss);
+  for (train::EpochResult const& e : result.epochs) CHECK(e.valid_loss >= result.best_loss);
+  CHECK(result.best_loss < 0.1);
+}
+
+TEST_CASE("fit: a run that died at any step goes on to the same bits", "[train][fit][resume]") {
+  Cpu dev(1);
+  MeanTask whole = task();
+  train::FitResult const expected = train::fit(dev, whole, options({}));
+  for (index_t const death : {1, 2, 5, 6, 7, 17, 35}) {
+    INFO("died at step " << death);
+    emprl::test::TemporaryFolder const folder;
+    MeanTask first = task();
+    first.die_at = death;
+    CHECK_THROWS_AS(train::fit(dev, first, options(folder / "checkpoint")), std::runtime_error);
+    MeanTask second = task();
+    train::FitResult const result = train::fit(dev, second, options(folder / "checkpoint"));
+    CHECK(second.parameter[0] == whole.parameter[0]);
+    CHECK(result.best_epoch == expected.best_epoch);
+    REQUIRE(result.epochs.size() == expected.epochs.size());
+    for (std::size_t i = 0; i < result.epochs.size(); ++i) {
+      CHECK(result.epochs[i].train_loss == expected.epochs[i].train_loss);
+    }
+    if (death > 2) CHECK(second.calls < whole.calls);
+  }
+}
+
+TEST_CASE("fit: a checkpoint of other options is refused", "[train][fit][resume]") {
+  Cpu dev(1);
+  emprl::test::TemporaryFolder const folder;
+  MeanTask first = task();
+  first.die_at = 9;
+  CHECK_THROWS_AS(train::fit(dev, first, options(folder / "checkpoint")), std::runtime_error);
+  MeanTask second = task();
+  train::FitOptions other = options(folder / "checkpoint");
+  other.learning_rate = 0.1;
+  CHECK_THROWS_AS(train::fit(dev, second, other), ConfigError);
+}
+
+TEST_CASE("fit: patience ends a run that no longer gains", "[train][fit][unit]") {
+  Cpu dev(1);
+  MeanTask t = task();
+  train::FitOptions o = options({});
+  o.epochs = 50;
+  o.patience = 2;
+  train::FitResult const result = train::fit(dev, t, o);
+  CHECK(result.epochs.size() < 50);
+  CHECK(static_cast<index_t>(result.epochs.size()) == result.best_epoch + 1 + o.patience);
+}
+
+TEST_CASE("fit: a loss that is not finite stops the run before a weight moves", "[train][fit][unit]") {
+  Cpu dev(1);
+  MeanTask t = task();
+  t.data[5] = std::numeric_limits<double>::quiet_NaN();
+  train::FitOptions o = options({});
+  o.batch_size = 23;
+  CHECK_THROWS_AS(train::fit(dev, t, o), Error);
+  CHECK(t.parameter[0] == 0.0);
+}
