@@ -8,7 +8,9 @@ add_library(emprl::build_flags ALIAS emprl_build_flags)
 target_compile_features(emprl_build_flags INTERFACE cxx_std_20)
 
 target_compile_options(emprl_build_flags INTERFACE
-  -Wall -Wextra -Wconversion -Wshadow
+  -Wall -Wextra -Wconversion
+  # In joined files it would compare names across files.
+  $<$<NOT:$<BOOL:$<TARGET_PROPERTY:UNITY_BUILD>>>:-Wshadow>
   # Arithmetic is the same in tests and programs, so that what is tested is what runs:
   # multiply-adds may be fused, loops with sqrt or exp may be vectorised because nothing reads errno
   # or the floating-point exception flags. Associativity, NaN and infinity keep IEEE rules.
