@@ -7,6 +7,11 @@
 
 #include <fmt/core.h>
 
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <chrono>
 #include <functional>
 
@@ -69,6 +74,27 @@ class Stages {
  private:
   fs::path out_, path_;
   io::Json done_ = io::Json::object();
+};
+
+/// Holds a folder for one process: two runs that write the same checkpoints and logs would spoil both.
+class FolderLock {
+ public:
+  /// @throws ConfigError if another process holds the folder
+  explicit FolderLock(fs::path const& folder) : file_(::open((folder / ".lock").c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0644)) {
+    // Where locks do not exist (some network file systems), nothing can be known and nothing is refused.
+    if (file_ >= 0 && ::flock(file_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+      ::close(file_);
+      throw ConfigError("--out " + folder.string() + ": another emprl run is writing there.");
+    }
+  }
+  FolderLock(FolderLock const&) = delete;
+  FolderLock& operator=(FolderLock const&) = delete;
+  ~FolderLock() {
+    if (file_ >= 0) ::close(file_);
+  }
+
+ private:
+  int file_;
 };
 
 /// Refuses to go on in a folder that other options made.
@@ -137,6 +163,7 @@ void run(Common const& common, RunOptions o) {
   expect_there(o.empathy_data, "--empathy-data");
   if (!o.model.empty()) expect_there(o.model, "--model");
   prepare_output(o.out);
+  FolderLock const lock(o.out);
   expect_same_run(common, o.out);
   write_configuration(o.out, common);
   train::InterruptGuard const guard;
