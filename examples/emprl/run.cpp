@@ -4,6 +4,7 @@
 // done again, and one that was interrupted goes on from its last checkpoint.
 
 #include "commands.hpp"
+#include "configuration.hpp"
 
 #include <fmt/core.h>
 
@@ -300,7 +301,8 @@ void add_run(CLI::App& app, Common& common) {
   c->add_option("--out", o->out, "Folder to write; a run found there goes on")->required();
   auto* const vocabulary = c->add_option("--vocabulary", o->vocabulary, "Ids of a new tokenizer, sentinels included")
                                ->check(CLI::PositiveNumber)
-                               ->capture_default_str();
+                               ->capture_default_str()
+                               ->excludes(model);
   auto* const epochs = c->add_option("--generator-epochs", o->generator.epochs, "Epochs of the generator [3; new: 12]");
   auto* const batch = c->add_option("--generator-batch", o->generator.batch, "Pairs in a step [8; new: 64]");
   auto* const rate = c->add_option("--generator-lr", o->generator.learning_rate, "Learning rate [1e-4; new: 5e-3]");
@@ -346,23 +348,27 @@ void add_run(CLI::App& app, Common& common) {
     RunOptions options = *o;
     bool const fresh = options.model.empty();
     if (fresh && options.preset.empty()) throw ConfigError("run needs --model or --preset.");
-    if (!fresh && vocabulary->count() > 0) throw ConfigError("--vocabulary is for a new model; --model brings its own.");
+    // A default that depends on other options is written into the resolved configuration as the value that is used.
+    auto const otherwise = [](CLI::Option* option, auto& value, auto chosen) {
+      if (option->count() > 0) return;
+      value = chosen;
+      option->default_str(fmt::format("{}", chosen));
+    };
     // From scratch the learning rate is larger and warmed up; a pre-trained model takes the published settings.
     if (fresh) {
-      if (epochs->count() == 0) options.generator.epochs = 12;
-      if (batch->count() == 0) options.generator.batch = 64;
-      if (rate->count() == 0) options.generator.learning_rate = 5e-3;
-      if (warmup->count() == 0) options.generator.warmup = 500;
-      if (dropout->count() == 0) options.generator.dropout = 0.05;
-      if (identifier_rate->count() == 0) options.identifiers.learning_rate = 1e-3;
-      if (ppo_steps->count() == 0) options.ppo.steps = 600;
-      if (ppo_rate->count() == 0) options.ppo.learning_rate = 3e-4;
-    } else if (identifier_rate->count() == 0) {
-      options.identifiers.learning_rate = 1e-4;
+      otherwise(epochs, options.generator.epochs, 12);
+      otherwise(batch, options.generator.batch, 64);
+      otherwise(rate, options.generator.learning_rate, 5e-3);
+      otherwise(warmup, options.generator.warmup, 500);
+      otherwise(dropout, options.generator.dropout, 0.05);
+      otherwise(identifier_rate, options.identifiers.learning_rate, 1e-3);
+      otherwise(ppo_steps, options.ppo.steps, 600);
+      otherwise(ppo_rate, options.ppo.learning_rate, 3e-4);
+    } else {
+      otherwise(identifier_rate, options.identifiers.learning_rate, 1e-4);
     }
-    if (options.preset == "small" || options.preset == "base") {
-      if (vocabulary->count() == 0) options.vocabulary = 32100;
-    }
+    if (options.preset == "small" || options.preset == "base") otherwise(vocabulary, options.vocabulary, 32100);
+    common.resolved = resolve(*c);
     options.generator.save_every = 0;
     // A batch in one pass: the gradient is the same sum, in larger products.
     options.ppo.mini_batch = options.ppo.batch;

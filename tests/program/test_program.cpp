@@ -12,10 +12,13 @@ TEST_CASE("program: it was not built, so there is nothing to hold it to", "[prog
 
 #else
 
+#include <sys/resource.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <map>
@@ -406,6 +409,53 @@ TEST_CASE("program: the configuration that a folder holds makes it again", "[pro
   CHECK(again == before);
   CHECK(w.contents("tok") == first);
 }
+
+TEST_CASE("program: the configuration of a run holds the values that are used", "[program]") {
+  auto const& w = workshop();
+  fs::create_directories(w / "no_posts");
+  w.write("no_dialogues/train.jsonl", "");
+  // It stops at its first stage, after the configuration was written.
+  REQUIRE(w.run("run --dialogues no_dialogues --empathy-data no_posts --preset tiny --out new_run "
+                "--ppo-steps 7")
+              .status == 1);
+  Json const fresh = emprl::io::read_json_file(w / "new_run/configuration.json");
+  CHECK(fresh["ppo-lr"] == 3e-4);
+  CHECK(fresh["generator-epochs"] == 12);
+  CHECK(fresh["vocabulary"] == 8000);
+  CHECK(fresh["ppo-steps"] == 7);
+  // A model of one's own brings its vocabulary, and takes the published settings.
+  REQUIRE(w.run("run --dialogues no_dialogues --empathy-data no_posts --model model --out own_run")
+              .status == 1);
+  Json const own = emprl::io::read_json_file(w / "own_run/configuration.json");
+  CHECK(own["ppo-lr"] == 1e-5);
+  CHECK(own["generator-epochs"] == 3);
+  CHECK_FALSE(own.contains("vocabulary"));
+  check_refused(w.run("run --dialogues no_dialogues --empathy-data no_posts --model model "
+                      "--vocabulary 300 --out other_run"),
+                2, {"--vocabulary", "--model"});
+}
+
+#ifdef __linux__
+TEST_CASE("program: --threads 1 keeps to one processor", "[program]") {
+  auto const& w = workshop();
+  REQUIRE(w.run("init --preset tiny --tokenizer tok --out wide").status == 0);
+  auto const seconds = [](timeval const& t) {
+    return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
+  };
+  rusage before{}, after{};
+  ::getrusage(RUSAGE_CHILDREN, &before);
+  auto const begin = std::chrono::steady_clock::now();
+  REQUIRE(w.run("finetune --model wide --train data/train.jsonl --out wide_tuned --tuning full "
+                "--epochs 4 --batch 30 --lr 1e-3 --threads 1")
+              .status == 0);
+  double const wall =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  ::getrusage(RUSAGE_CHILDREN, &after);
+  // A second thread that computes or spins would add as much again as the training takes. A tenth
+  // of a second covers the shell and the program's start.
+  CHECK(seconds(after.ru_utime) - seconds(before.ru_utime) < 1.1 * wall + 0.1);
+}
+#endif
 
 TEST_CASE("program: bad lines are named by file and line, and harm nothing", "[program]") {
   auto const& w = workshop();

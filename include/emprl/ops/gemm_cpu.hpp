@@ -15,6 +15,9 @@
 #ifdef EMPRL_HAS_ONEDNN
 #include <dnnl.h>
 #endif
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 namespace emprl {
 
@@ -38,6 +41,25 @@ void gemm_eigen(Trans ta, Trans tb, T alpha, TensorView<T const, 2, Cpu> a,
   if (ta == Trans::yes && tb == Trans::no) mc.noalias() += alpha * (ma.transpose() * mb);
   if (ta == Trans::yes && tb == Trans::yes) mc.noalias() += alpha * (ma.transpose() * mb.transpose());
 }
+
+/// While it lives, OpenMP regions that this thread opens have one thread. oneDNN and Eigen would else take every processor for
+/// a product that was found too small to split, or that was asked to stay on one thread.
+class OneThread {
+ public:
+#ifdef _OPENMP
+  OneThread() : before_(omp_get_max_threads()) { omp_set_num_threads(1); }
+  ~OneThread() { omp_set_num_threads(before_); }
+#else
+  OneThread() = default;
+#endif
+  OneThread(OneThread const&) = delete;
+  OneThread& operator=(OneThread const&) = delete;
+
+#ifdef _OPENMP
+ private:
+  int before_;
+#endif
+};
 
 }  // namespace detail
 
@@ -70,6 +92,7 @@ void gemm(Cpu& dev, Trans ta, Trans tb, std::type_identity_t<T> alpha, In<T, 2, 
   };
   auto const block = [&](TensorView<T const, 2, Cpu> pa, TensorView<T const, 2, Cpu> pb,
                          TensorView<T, 2, Cpu> pc) {
+    [[maybe_unused]] detail::OneThread const guard;
 #ifdef EMPRL_HAS_ONEDNN
     if constexpr (std::same_as<T, float>) {
       dnnl_status_t const status =
