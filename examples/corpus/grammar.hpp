@@ -295,10 +295,13 @@ inline Levels likely_levels(Emotion const& emotion, Act act) {
   static std::array<std::array<Levels, acts>, 3> const table{{
       //      tell       detail     feeling    advice     close
       {Levels{2, 0, 1}, Levels{1, 0, 2}, Levels{2, 2, 0}, Levels{0, 2, 1}, Levels{2, 1, 0}},  // sad
-      {Levels{0, 2, 0}, Levels{0, 1, 2}, Levels{1, 2, 0}, Levels{0, 1, 0}, Levels{1, 1, 0}},  // hurt
-      {Levels{1, 0, 2}, Levels{1, 0, 1}, Levels{2, 1, 0}, Levels{0, 0, 2}, Levels{1, 0, 0}},  // glad
+      {Levels{0, 2, 0}, Levels{0, 1, 2}, Levels{1, 2, 0}, Levels{0, 1, 0},
+       Levels{1, 1, 0}},  // hurt
+      {Levels{1, 0, 2}, Levels{1, 0, 1}, Levels{2, 1, 0}, Levels{0, 0, 2},
+       Levels{1, 0, 0}},  // glad
   }};
-  Levels levels = table[static_cast<std::size_t>(tone_of(emotion.group))][static_cast<std::size_t>(act)];
+  Levels levels =
+      table[static_cast<std::size_t>(tone_of(emotion.group))][static_cast<std::size_t>(act)];
   if (emotion.intense && levels[0] < 2) ++levels[0];
   return levels;
 }

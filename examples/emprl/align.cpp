@@ -33,7 +33,8 @@ void label_missing(train::EmpathyScorer<float> const& scorer, std::vector<data::
       responses.push_back(pairs[missing[i]].response);
     }
     auto const p = scorer(contexts, responses);
-    for (std::size_t i = begin; i < end; ++i) pairs[missing[i]].levels = empathy::most_probable(p[i - begin]);
+    for (std::size_t i = begin; i < end; ++i)
+      pairs[missing[i]].levels = empathy::most_probable(p[i - begin]);
     progress.advance(static_cast<index_t>(end));
   }
   progress.finish();
@@ -41,7 +42,8 @@ void label_missing(train::EmpathyScorer<float> const& scorer, std::vector<data::
 
 empathy::MechanismMask mask_of(std::vector<std::string> const& names) {
   empathy::MechanismMask mask{false, false, false};
-  for (std::string const& name : names) mask[static_cast<std::size_t>(data::mechanism_of(name))] = true;
+  for (std::string const& name : names)
+    mask[static_cast<std::size_t>(data::mechanism_of(name))] = true;
   return mask;
 }
 
@@ -57,7 +59,8 @@ void align(Common const& common, AlignOptions const& o) {
   train::EmpathyScorer<float> const scorer(dev, o.identifiers);
   train::EmpathyReward reward(scorer, mask_of(o.mechanisms));
   data::PairSet set = data::load_pairs(o.data, data::Split::train, o.context);
-  for (data::DataWarning const& warning : set.warnings) fmt::print(stderr, "{}\n", data::to_string(warning));
+  for (data::DataWarning const& warning : set.warnings)
+    fmt::print(stderr, "{}\n", data::to_string(warning));
   label_missing(scorer, set.pairs);
   if (o.permute_levels) {
     // The same targets, each at another dialogue: what can be gained without matching shows itself.
@@ -84,8 +87,9 @@ void align(Common const& common, AlignOptions const& o) {
   settings.save_every = o.save_every;
   settings.seed = common.seed;
   settings.checkpoint = o.out / "checkpoint";
-  fmt::print("PPO on {} dialogues; log-probabilities are {}, the KL coefficient is {} and {}\n", set.pairs.size(),
-             o.logprobs, o.kl_coefficient, settings.adaptive_kl ? "adaptive" : "fixed");
+  fmt::print("PPO on {} dialogues; log-probabilities are {}, the KL coefficient is {} and {}\n",
+             set.pairs.size(), o.logprobs, o.kl_coefficient,
+             settings.adaptive_kl ? "adaptive" : "fixed");
   train::MetricsLog log(o.out);
   index_t const steps = train::align(dev, generator, reward, set.pairs, settings, &log);
 
@@ -97,25 +101,33 @@ void align(Common const& common, AlignOptions const& o) {
 
 void add_align(CLI::App& app, Common& common) {
   auto o = std::make_shared<AlignOptions>();
-  CLI::App* const c = app.add_subcommand("align", "Align a generator by PPO with the empathy reward");
-  c->add_option("--model", o->model, "Model folder: the policy and its frozen reference")->required();
+  CLI::App* const c =
+      app.add_subcommand("align", "Align a generator by PPO with the empathy reward");
+  c->add_option("--model", o->model, "Model folder: the policy and its frozen reference")
+      ->required();
   c->add_option("--adapter", o->adapter, "Prefix folder; then the prefix alone is trained");
   c->add_option("--identifiers", o->identifiers, "Folder with er/, ip/ and ex/")->required();
-  c->add_option("--data", o->data, "Dialogues, labelled or not: JSON lines, or a folder of CSVs")->required();
+  c->add_option("--data", o->data, "Dialogues, labelled or not: JSON lines, or a folder of CSVs")
+      ->required();
   c->add_option("--out", o->out, "Folder to write")->required();
   c->add_option("--steps", o->steps, "PPO steps; 0: three passes over the dialogues")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  c->add_option("--lr", o->learning_rate, "Learning rate, falling linearly to 0")->capture_default_str();
+  c->add_option("--lr", o->learning_rate, "Learning rate, falling linearly to 0")
+      ->capture_default_str();
   c->add_option("--kl", o->kl_coefficient, "KL coefficient at the start")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   c->add_flag("!--fixed-kl", o->adaptive_kl, "Keep the KL coefficient as it is");
-  c->add_option("--batch", o->batch, "Dialogues in a step")->check(CLI::PositiveNumber)->capture_default_str();
+  c->add_option("--batch", o->batch, "Dialogues in a step")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   c->add_option("--mini-batch", o->mini_batch, "Dialogues in one pass; gradients of a batch add up")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  c->add_option("--ppo-epochs", o->epochs, "Passes over a batch")->check(CLI::PositiveNumber)->capture_default_str();
+  c->add_option("--ppo-epochs", o->epochs, "Passes over a batch")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   c->add_option("--mechanisms", o->mechanisms, "Mechanisms in the reward")
       ->check(CLI::IsMember({"er", "ip", "ex"}))
       ->delimiter(',')
@@ -123,8 +135,10 @@ void add_align(CLI::App& app, Common& common) {
   c->add_option("--logprobs", o->logprobs, "raw, or tempered as sampling is")
       ->check(CLI::IsMember({"raw", "tempered"}))
       ->capture_default_str();
-  c->add_flag("--permute-levels", o->permute_levels, "Negative control: targets of other dialogues");
-  c->add_option("--save-every", o->save_every, "Steps between checkpoints; 0: only when interrupted")
+  c->add_flag("--permute-levels", o->permute_levels,
+              "Negative control: targets of other dialogues");
+  c->add_option("--save-every", o->save_every,
+                "Steps between checkpoints; 0: only when interrupted")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   add_sampling_options(*c, o->sampling);

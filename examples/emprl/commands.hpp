@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The commands of the program, each in a file of its own. A command adds its options to the parser and hangs its work on
-// them; what `run` needs of a command is a function of a plain struct, declared here.
+// The commands of the program, each in a file of its own. A command adds its options to the parser
+// and hangs its work on them; what `run` needs of a command is a function of a plain struct,
+// declared here.
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
@@ -24,16 +25,17 @@ namespace fs = std::filesystem;
 /// Options that every command has.
 struct Common {
   std::string device = "cpu";
-  int threads = 0;             ///< 0: as many as there are processors
+  int threads = 0;  ///< 0: as many as there are processors
   std::uint64_t seed = 42;
-  std::string command_line;    ///< as typed, for reports
-  io::Json resolved;           ///< every option of the command with its value; written into output folders
+  std::string command_line;  ///< as typed, for reports
+  io::Json resolved;  ///< every option of the command with its value; written into output folders
 
   int thread_count() const;
   Cpu cpu() const { return Cpu(thread_count()); }
 };
 
-/// Adds --device, --threads, --seed (and, for the help, --config, which main expands before parsing).
+/// Adds --device, --threads, --seed (and, for the help, --config, which main expands before
+/// parsing).
 void add_common(CLI::App& command, Common& common, bool with_config_file = true);
 
 /// Writes FOLDER/configuration.json: the options as they were resolved, readable by --config.
@@ -61,21 +63,22 @@ void add_run(CLI::App& app, Common& common);
 /// How contexts are built of conversations.
 void add_context_options(CLI::App& command, data::ContextOptions& options);
 
-/// The decoding flags that generate, evaluate and chat share: --greedy | --temperature --top-k --top-p, --min-tokens,
+/// The decoding flags that generate, evaluate and chat share: --greedy | --temperature --top-k
+/// --top-p, --min-tokens,
 /// --max-tokens. Defaults are EmpRL's sampling.
 void add_sampling_options(CLI::App& command, gen::SamplingConfig& config);
 
 struct TokenizerOptions {
-  fs::path input;              ///< a file or folder of dialogues, or a plain text file with one sentence a line
-  fs::path out;                ///< the folder that receives spiece.model
-  index_t vocabulary = 8000;   ///< ids in all, the 100 sentinels among them
+  fs::path input;  ///< a file or folder of dialogues, or a plain text file with one sentence a line
+  fs::path out;    ///< the folder that receives spiece.model
+  index_t vocabulary = 8000;  ///< ids in all, the 100 sentinels among them
 };
 void train_tokenizer(Common const& common, TokenizerOptions const& options);
 
 struct InitOptions {
-  std::string preset;          ///< tiny, small, base; or empty
-  fs::path config;             ///< a config.json; or empty
-  fs::path tokenizer;          ///< a folder with spiece.model
+  std::string preset;  ///< tiny, small, base; or empty
+  fs::path config;     ///< a config.json; or empty
+  fs::path tokenizer;  ///< a folder with spiece.model
   fs::path out;
 };
 void init_model(Common const& common, InitOptions const& options);
@@ -120,7 +123,7 @@ void label(Common const& common, LabelOptions const& options);
 
 struct AlignOptions {
   fs::path model, adapter, identifiers, data, out;
-  index_t steps = 0;                ///< 0: three passes over the data
+  index_t steps = 0;  ///< 0: three passes over the data
   double learning_rate = 1e-5;
   double kl_coefficient = 0.2;
   bool adaptive_kl = true;
@@ -129,7 +132,8 @@ struct AlignOptions {
   index_t epochs = 4;
   std::vector<std::string> mechanisms{"er", "ip", "ex"};
   std::string logprobs = "raw";
-  bool permute_levels = false;      ///< the negative control: every dialogue gets another's target levels
+  bool permute_levels =
+      false;  ///< the negative control: every dialogue gets another's target levels
   index_t save_every = 50;
   gen::SamplingConfig sampling = gen::SamplingConfig::emprl();
   data::ContextOptions context;
@@ -140,20 +144,20 @@ void align(Common const& common, AlignOptions const& options);
 struct System {
   std::string name;
   fs::path model, adapter;
-  std::string kind = "system";      ///< system or control, as the report tells them apart
+  std::string kind = "system";  ///< system or control, as the report tells them apart
 };
 
 struct EvaluateOptions {
-  std::vector<System> systems;      ///< the first is what the others are compared with
-  fs::path responses;               ///< or: finished responses, instead of a model
+  std::vector<System> systems;  ///< the first is what the others are compared with
+  fs::path responses;           ///< or: finished responses, instead of a model
   fs::path identifiers, data, report, html;
-  fs::path train_data;              ///< where floors choose their constants; empty: half of the data
-  index_t limit = 0;                ///< dialogues at most; 0: all
+  fs::path train_data;  ///< where floors choose their constants; empty: half of the data
+  index_t limit = 0;    ///< dialogues at most; 0: all
   index_t bootstrap = 1000;
   index_t best_of = 4;
   gen::SamplingConfig sampling = gen::SamplingConfig::emprl();
   data::ContextOptions context;
-  io::Json extra;                   ///< what `run` adds to the report: curves, identifiers, configuration
+  io::Json extra;  ///< what `run` adds to the report: curves, identifiers, configuration
 };
 /// Prints the table, writes the report, returns it.
 io::Json evaluate(Common const& common, EvaluateOptions const& options);

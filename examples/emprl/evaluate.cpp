@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// emprl evaluate: models or finished responses against the target levels, beside floors and controls.
+// emprl evaluate: models or finished responses against the target levels, beside floors and
+// controls.
 
 #include "emprl/ops/gemm_cpu.hpp"
 //
@@ -32,11 +33,12 @@ constexpr std::size_t template_rows = 300;
 /// Scores in pieces, so that memory stays small and an interruption is heard.
 struct PiecewiseScorer {
   Scorer const& scorer;
-  std::vector<empathy::LevelProbabilities> operator()(std::span<std::string const> contexts,
-                                                      std::span<std::string const> responses) const {
+  std::vector<empathy::LevelProbabilities> operator()(
+      std::span<std::string const> contexts, std::span<std::string const> responses) const {
     std::vector<empathy::LevelProbabilities> all;
     for (std::size_t begin = 0; begin < contexts.size(); begin += rows_at_once) {
-      if (train::interrupted()) throw train::Interrupted("nothing was written; run the same command again.");
+      if (train::interrupted())
+        throw train::Interrupted("nothing was written; run the same command again.");
       std::size_t const n = std::min(rows_at_once, contexts.size() - begin);
       auto const part = scorer(contexts.subspan(begin, n), responses.subspan(begin, n));
       all.insert(all.end(), part.begin(), part.end());
@@ -52,18 +54,20 @@ struct Answers {
 
 /// One sampled response for each context; `round` tells repeated samplings apart.
 Answers answer(Cpu& dev, Common const& common, train::Generator<float> const& generator,
-               gen::SamplingConfig const& config, std::span<data::Pair const> pairs, std::uint32_t round,
-               std::string const& label) {
+               gen::SamplingConfig const& config, std::span<data::Pair const> pairs,
+               std::uint32_t round, std::string const& label) {
   train::T5Decoder<float> decoder(dev, generator);
   gen::SamplingConfig const sampling = train::barred_beyond_tokenizer(config, generator);
   train::Progress progress(label, static_cast<index_t>(pairs.size()), "responses");
   Answers out;
   for (std::size_t begin = 0; begin < pairs.size(); begin += rows_at_once) {
-    if (train::interrupted()) throw train::Interrupted("nothing was written; run the same command again.");
+    if (train::interrupted())
+      throw train::Interrupted("nothing was written; run the same command again.");
     auto const part = pairs.subspan(begin, std::min(rows_at_once, pairs.size() - begin));
     Ragged contexts;
     for (data::Pair const& pair : part) {
-      contexts.push_back(text::encode_with_end(generator.tokenizer, pair.context, text::TokenLimits{}.context));
+      contexts.push_back(
+          text::encode_with_end(generator.tokenizer, pair.context, text::TokenLimits{}.context));
     }
     Ragged const responses = gen::generate(decoder, contexts.view(), sampling, common.seed, round,
                                            static_cast<std::uint32_t>(begin));
@@ -84,11 +88,13 @@ index_t target_bytes(std::span<data::Pair const> pairs) {
 }
 
 /// KL to the reference of a system's own samples, a response: mean of sum_t log p - log q.
-double kl_per_sequence(Cpu& dev, train::Generator<float> const& policy, train::Generator<float> const& reference,
-                       std::span<data::Pair const> pairs, Ragged const& responses) {
+double kl_per_sequence(Cpu& dev, train::Generator<float> const& policy,
+                       train::Generator<float> const& reference, std::span<data::Pair const> pairs,
+                       Ragged const& responses) {
   text::EncodedPairs encoded;
   for (data::Pair const& pair : pairs) {
-    encoded.contexts.push_back(text::encode_with_end(policy.tokenizer, pair.context, text::TokenLimits{}.context));
+    encoded.contexts.push_back(
+        text::encode_with_end(policy.tokenizer, pair.context, text::TokenLimits{}.context));
   }
   encoded.responses = responses;
   std::vector<double> p, q;
@@ -101,9 +107,10 @@ double kl_per_sequence(Cpu& dev, train::Generator<float> const& policy, train::G
 
 /// What everything is judged on.
 struct JudgeSet {
-  std::vector<data::Pair> pairs;        ///< with target levels, `limit` of them
-  std::vector<data::Pair> all;          ///< the whole split, for likelihoods
-  std::vector<data::Pair> choosing;     ///< other pairs with levels, on which floors choose their constants
+  std::vector<data::Pair> pairs;  ///< with target levels, `limit` of them
+  std::vector<data::Pair> all;    ///< the whole split, for likelihoods
+  std::vector<data::Pair>
+      choosing;  ///< other pairs with levels, on which floors choose their constants
   std::string description;
 };
 
@@ -117,7 +124,8 @@ void label_missing(PiecewiseScorer const& scorer, std::vector<data::Pair>& pairs
     responses.push_back(pairs[i].response);
   }
   auto const p = scorer(contexts, responses);
-  for (std::size_t i = 0; i < missing.size(); ++i) pairs[missing[i]].levels = empathy::most_probable(p[i]);
+  for (std::size_t i = 0; i < missing.size(); ++i)
+    pairs[missing[i]].levels = empathy::most_probable(p[i]);
 }
 
 /// Every k-th pair, so that a limited set still covers the whole file.
@@ -125,7 +133,8 @@ std::vector<data::Pair> spread(std::vector<data::Pair> const& pairs, index_t lim
   if (limit <= 0 || static_cast<std::size_t>(limit) >= pairs.size()) return pairs;
   std::vector<data::Pair> some;
   for (index_t i = 0; i < limit; ++i) {
-    some.push_back(pairs[static_cast<std::size_t>(i) * pairs.size() / static_cast<std::size_t>(limit)]);
+    some.push_back(
+        pairs[static_cast<std::size_t>(i) * pairs.size() / static_cast<std::size_t>(limit)]);
   }
   return some;
 }
@@ -143,18 +152,21 @@ JudgeSet load_judge_set(PiecewiseScorer const& scorer, EvaluateOptions const& o)
     label_missing(scorer, set.choosing);
   } else {
     // One file: its first half chooses, and the floors are then a little too good on that half.
-    set.choosing = spread({set.pairs.begin(), set.pairs.begin() + static_cast<std::ptrdiff_t>((set.pairs.size() + 1) / 2)},
-                          static_cast<index_t>(template_rows));
+    set.choosing =
+        spread({set.pairs.begin(),
+                set.pairs.begin() + static_cast<std::ptrdiff_t>((set.pairs.size() + 1) / 2)},
+               static_cast<index_t>(template_rows));
   }
-  set.description = fmt::format("{} of {} pairs of {}{}", set.pairs.size(), set.all.size(),
-                                loaded.file.filename().string(),
-                                loaded.has_splits && loaded.split != data::Split::test
-                                    ? fmt::format(" (there is no test split; this is {})", data::split_name(loaded.split))
-                                    : "");
+  set.description = fmt::format(
+      "{} of {} pairs of {}{}", set.pairs.size(), set.all.size(), loaded.file.filename().string(),
+      loaded.has_splits && loaded.split != data::Split::test
+          ? fmt::format(" (there is no test split; this is {})", data::split_name(loaded.split))
+          : "");
   return set;
 }
 
-/// Responses that were made elsewhere: one line for each pair of the judge set, with "generated" or "response".
+/// Responses that were made elsewhere: one line for each pair of the judge set, with "generated" or
+/// "response".
 std::vector<std::string> read_responses(fs::path const& path, std::size_t expected) {
   std::vector<std::string> texts;
   for (io::JsonLine const& line : io::read_json_lines(path)) {
@@ -167,18 +179,21 @@ std::vector<std::string> read_responses(fs::path const& path, std::size_t expect
   }
   if (texts.size() != expected) {
     throw IoError(path.string() + ": " + std::to_string(texts.size()) + " responses, but " +
-                  std::to_string(expected) + " pairs to judge them on; use --limit 0 and the same data.");
+                  std::to_string(expected) +
+                  " pairs to judge them on; use --limit 0 and the same data.");
   }
   return texts;
 }
 
-io::Json sample_dialogues(JudgeSet const& set, std::vector<train::SystemEvaluation> const& systems, std::size_t n) {
+io::Json sample_dialogues(JudgeSet const& set, std::vector<train::SystemEvaluation> const& systems,
+                          std::size_t n) {
   io::Json samples = io::Json::array();
   for (std::size_t k = 0; k < n && k < set.pairs.size(); ++k) {
     // Spread over the set, off its first row, so that no one chooses them.
     std::size_t const i = (2 * k + 1) * set.pairs.size() / (2 * n);
     io::Json answers = io::Json::array();
-    answers.push_back({{"name", "human"}, {"text", set.pairs[i].response}, {"levels", *set.pairs[i].levels}});
+    answers.push_back(
+        {{"name", "human"}, {"text", set.pairs[i].response}, {"levels", *set.pairs[i].levels}});
     for (train::SystemEvaluation const& s : systems) {
       answers.push_back({{"name", s.name}, {"text", s.responses[i]}, {"levels", s.levels[i]}});
     }
@@ -196,8 +211,8 @@ void print_samples(io::Json const& samples) {
     fmt::print("\n  context    {}\n", sample["context"].get<std::string>());
     for (auto const& answer : sample["answers"]) {
       auto const levels = answer["levels"].get<std::vector<int>>();
-      fmt::print("  {:<10} {}  ({} {} {})\n", answer["name"].get<std::string>(), answer["text"].get<std::string>(),
-                 levels[0], levels[1], levels[2]);
+      fmt::print("  {:<10} {}  ({} {} {})\n", answer["name"].get<std::string>(),
+                 answer["text"].get<std::string>(), levels[0], levels[1], levels[2]);
     }
   }
 }
@@ -235,7 +250,8 @@ io::Json evaluate(Common const& common, EvaluateOptions const& o) {
     one.kind = system.kind == "control" ? train::SystemKind::control : train::SystemKind::system;
     auto const likelihood_of = [&](std::vector<data::Pair> const& pairs) {
       train::Likelihood l = train::likelihood(
-          dev, generator, text::encode_pairs(generator.tokenizer, std::span<data::Pair const>(pairs)));
+          dev, generator,
+          text::encode_pairs(generator.tokenizer, std::span<data::Pair const>(pairs)));
       l.bytes = target_bytes(pairs);
       return l;
     };
@@ -258,7 +274,8 @@ io::Json evaluate(Common const& common, EvaluateOptions const& o) {
       }
       reference.emplace(std::move(generator));
     } else if (generator.tokenizer.serialized() == reference->tokenizer.serialized()) {
-      one.likelihood.kl_per_sequence = kl_per_sequence(dev, generator, *reference, set.pairs, answers.ids);
+      one.likelihood.kl_per_sequence =
+          kl_per_sequence(dev, generator, *reference, set.pairs, answers.ids);
     }
     systems.push_back(std::move(one));
   }
@@ -266,7 +283,8 @@ io::Json evaluate(Common const& common, EvaluateOptions const& o) {
 
   fmt::print(stderr, "floors\n");
   train::Templates const templates = train::choose_templates(set.choosing, scorer);
-  for (train::SystemEvaluation& floor : train::evaluate_floors(set.pairs, templates, scorer, options)) {
+  for (train::SystemEvaluation& floor :
+       train::evaluate_floors(set.pairs, templates, scorer, options)) {
     systems.push_back(std::move(floor));
   }
   if (reference && o.best_of > 1) {
@@ -275,19 +293,19 @@ io::Json evaluate(Common const& common, EvaluateOptions const& o) {
   }
   auto const probes = train::probe_identifiers(set.pairs, scorer);
 
-  std::vector<train::SystemEvaluation> const shown(systems.begin(),
-                                                   systems.begin() + static_cast<std::ptrdiff_t>(judged));
+  std::vector<train::SystemEvaluation> const shown(
+      systems.begin(), systems.begin() + static_cast<std::ptrdiff_t>(judged));
   io::Json report = o.extra.is_object() ? o.extra : io::Json::object();
   if (!report.contains("title")) report["title"] = "EmpRL: evaluation";
   report["judged_on"] = set.description;
-  report["note"] =
-      report.value("note", std::string()) +
-      (report.contains("note") ? " " : "") +
-      "Levels and rewards come from the identifiers, not from people: read them as identifier scores, not as "
-      "empathy. They are not comparable with numbers from other identifiers.";
+  report["note"] = report.value("note", std::string()) + (report.contains("note") ? " " : "") +
+                   "Levels and rewards come from the identifiers, not from people: read them as "
+                   "identifier scores, not as "
+                   "empathy. They are not comparable with numbers from other identifiers.";
   report["metrics"] = train::metric_descriptions();
   report["systems"] = io::Json::array();
-  for (train::SystemEvaluation const& s : systems) report["systems"].push_back(train::evaluation_to_json(s));
+  for (train::SystemEvaluation const& s : systems)
+    report["systems"].push_back(train::evaluation_to_json(s));
   report["marginals"] = train::marginals_to_json(shown);
   report["probes"] = train::probes_to_json(probes);
   report["samples"] = sample_dialogues(set, shown, 4);
@@ -300,8 +318,14 @@ io::Json evaluate(Common const& common, EvaluateOptions const& o) {
     fmt::print("\n");
     print_table(train::before_after_table(systems[0], systems[i], gain));
     if (i == 1) {
-      report["gains"] = {{{"name", "reward"}, {"value", gain.reward.value}, {"low", gain.reward.low}, {"high", gain.reward.high}},
-                         {{"name", "Emp-F1"}, {"value", gain.emp_f1.value}, {"low", gain.emp_f1.low}, {"high", gain.emp_f1.high}}};
+      report["gains"] = {{{"name", "reward"},
+                          {"value", gain.reward.value},
+                          {"low", gain.reward.low},
+                          {"high", gain.reward.high}},
+                         {{"name", "Emp-F1"},
+                          {"value", gain.emp_f1.value},
+                          {"low", gain.emp_f1.low},
+                          {"high", gain.emp_f1.high}}};
     }
   }
   report["comparisons"] = comparisons;
@@ -332,14 +356,19 @@ void add_evaluate(CLI::App& app, Common& common) {
     fs::path adapter;
   };
   auto o = std::make_shared<Given>();
-  CLI::App* const c = app.add_subcommand("evaluate", "Judge models or responses, beside floors and controls");
-  auto* const models = c->add_option("--model", o->models, "Model folder, or NAME=FOLDER; several are compared with the first");
-  auto* const responses =
-      c->add_option("--responses", o->options.responses, "JSON lines with \"generated\", one a pair of --data");
+  CLI::App* const c =
+      app.add_subcommand("evaluate", "Judge models or responses, beside floors and controls");
+  auto* const models = c->add_option(
+      "--model", o->models, "Model folder, or NAME=FOLDER; several are compared with the first");
+  auto* const responses = c->add_option("--responses", o->options.responses,
+                                        "JSON lines with \"generated\", one a pair of --data");
   models->excludes(responses);
   c->add_option("--adapter", o->adapter, "Prefix folder of the last model");
-  c->add_option("--identifiers", o->options.identifiers, "Folder with er/, ip/ and ex/")->required();
-  c->add_option("--data", o->options.data, "Pairs to judge on: JSON lines or a folder (test, else valid)")->required();
+  c->add_option("--identifiers", o->options.identifiers, "Folder with er/, ip/ and ex/")
+      ->required();
+  c->add_option("--data", o->options.data,
+                "Pairs to judge on: JSON lines or a folder (test, else valid)")
+      ->required();
   c->add_option("--report", o->options.report, "JSON report to write")->required();
   c->add_option("--html", o->options.html, "Page to write");
   c->add_option("--limit", o->options.limit, "Pairs to answer at most; 0: all")
@@ -370,7 +399,8 @@ void add_evaluate(CLI::App& app, Common& common) {
       std::size_t const equals = given.find('=');
       bool const named = equals != std::string::npos && !fs::exists(given);
       fs::path const folder = named ? given.substr(equals + 1) : given;
-      fs::path const name_of = folder.has_filename() ? folder.filename() : folder.parent_path().filename();
+      fs::path const name_of =
+          folder.has_filename() ? folder.filename() : folder.parent_path().filename();
       o->options.systems.push_back({named ? given.substr(0, equals) : name_of.string(), folder,
                                     i + 1 == o->models.size() ? o->adapter : fs::path{}, "system"});
     }

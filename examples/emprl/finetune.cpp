@@ -16,11 +16,13 @@ namespace emprl::program {
 
 namespace {
 
-/// Training and validation pairs. A set without splits of its own gives a tenth of its dialogues for validation.
-std::pair<std::vector<data::Pair>, std::vector<data::Pair>> load_train_and_valid(Common const& common,
-                                                                                 FinetuneOptions const& o) {
+/// Training and validation pairs. A set without splits of its own gives a tenth of its dialogues
+/// for validation.
+std::pair<std::vector<data::Pair>, std::vector<data::Pair>> load_train_and_valid(
+    Common const& common, FinetuneOptions const& o) {
   data::PairSet train = data::load_pairs(o.train, data::Split::train, o.context);
-  for (data::DataWarning const& warning : train.warnings) fmt::print(stderr, "{}\n", data::to_string(warning));
+  for (data::DataWarning const& warning : train.warnings)
+    fmt::print(stderr, "{}\n", data::to_string(warning));
   if (!o.valid.empty()) {
     return {std::move(train.pairs), data::load_pairs(o.valid, data::Split::valid, o.context).pairs};
   }
@@ -45,10 +47,13 @@ void finetune(Common const& common, FinetuneOptions const& o) {
   prepare_output(o.out);
   write_configuration(o.out, common);
 
-  auto const train_set = text::encode_pairs(generator.tokenizer, std::span<data::Pair const>(train_pairs));
-  auto const valid_set = text::encode_pairs(generator.tokenizer, std::span<data::Pair const>(valid_pairs));
-  fmt::print("{} training pairs ({} context and {} response tokens), {} validation pairs\n", train_set.rows(),
-             train_set.contexts.tokens(), train_set.responses.tokens(), valid_set.rows());
+  auto const train_set =
+      text::encode_pairs(generator.tokenizer, std::span<data::Pair const>(train_pairs));
+  auto const valid_set =
+      text::encode_pairs(generator.tokenizer, std::span<data::Pair const>(valid_pairs));
+  fmt::print("{} training pairs ({} context and {} response tokens), {} validation pairs\n",
+             train_set.rows(), train_set.contexts.tokens(), train_set.responses.tokens(),
+             valid_set.rows());
   train::SequenceTask<float> task(dev, generator, train_set, valid_set,
                                   {.tuning = tuning,
                                    .dropout = o.dropout,
@@ -82,26 +87,38 @@ void finetune(Common const& common, FinetuneOptions const& o) {
                                                 {"steps", result.steps},
                                                 {"epochs", epochs}});
   train::discard_checkpoint(fit.checkpoint);
-  fmt::print("The best epoch is {} with a validation loss of {:.4f} (perplexity {:.2f}); written to {}\n",
-             result.best_epoch + 1, result.best_loss, std::exp(result.best_loss), o.out.string());
+  fmt::print(
+      "The best epoch is {} with a validation loss of {:.4f} (perplexity {:.2f}); written to {}\n",
+      result.best_epoch + 1, result.best_loss, std::exp(result.best_loss), o.out.string());
 }
 
 void add_finetune(CLI::App& app, Common& common) {
   auto o = std::make_shared<FinetuneOptions>();
   CLI::App* const c = app.add_subcommand("finetune", "Train a generator on dialogues (supervised)");
   c->add_option("--model", o->model, "Model folder to start from")->required();
-  c->add_option("--train", o->train, "Training dialogues: JSON lines, or a folder of CSVs")->required();
-  c->add_option("--valid", o->valid, "Validation dialogues [the folder's own, or a tenth held out]");
+  c->add_option("--train", o->train, "Training dialogues: JSON lines, or a folder of CSVs")
+      ->required();
+  c->add_option("--valid", o->valid,
+                "Validation dialogues [the folder's own, or a tenth held out]");
   c->add_option("--out", o->out, "Folder to write")->required();
   c->add_option("--tuning", o->tuning, "What is trained: full or prefix")
       ->check(CLI::IsMember({"full", "prefix"}))
       ->capture_default_str();
-  c->add_option("--epochs", o->epochs, "Passes over the data")->check(CLI::PositiveNumber)->capture_default_str();
-  c->add_option("--batch", o->batch, "Pairs in a step")->check(CLI::PositiveNumber)->capture_default_str();
+  c->add_option("--epochs", o->epochs, "Passes over the data")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  c->add_option("--batch", o->batch, "Pairs in a step")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   c->add_option("--lr", o->learning_rate, "Peak learning rate")->capture_default_str();
-  c->add_option("--schedule", o->schedule, "constant, linear, inverse_sqrt or cosine")->capture_default_str();
-  c->add_option("--warmup", o->warmup, "Steps of warm-up")->check(CLI::NonNegativeNumber)->capture_default_str();
-  c->add_option("--dropout", o->dropout, "Dropout")->check(CLI::Range(0.0, 0.9))->capture_default_str();
+  c->add_option("--schedule", o->schedule, "constant, linear, inverse_sqrt or cosine")
+      ->capture_default_str();
+  c->add_option("--warmup", o->warmup, "Steps of warm-up")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  c->add_option("--dropout", o->dropout, "Dropout")
+      ->check(CLI::Range(0.0, 0.9))
+      ->capture_default_str();
   c->add_option("--prefix-length", o->prefix_length, "Positions of a prefix")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

@@ -26,8 +26,8 @@ std::vector<int> likeliest(std::vector<empathy::MechanismProbabilities> const& p
 }
 
 /// The baseline of another family: words and pairs of words of the response.
-std::vector<int> bag_of_words(std::vector<data::Post> const& train, std::vector<data::Post> const& held_out,
-                              fs::path const& save_to) {
+std::vector<int> bag_of_words(std::vector<data::Post> const& train,
+                              std::vector<data::Post> const& held_out, fs::path const& save_to) {
   std::vector<std::string> texts;
   std::vector<int> levels;
   for (data::Post const& post : train) {
@@ -37,7 +37,8 @@ std::vector<int> bag_of_words(std::vector<data::Post> const& train, std::vector<
   empathy::BagOfWords const model = empathy::train_bag_of_words(texts, levels);
   empathy::save_bag_of_words(save_to, model);
   std::vector<int> out;
-  for (data::Post const& post : held_out) out.push_back(empathy::most_probable(model.probabilities(post.response)));
+  for (data::Post const& post : held_out)
+    out.push_back(empathy::most_probable(model.probabilities(post.response)));
   return out;
 }
 
@@ -58,7 +59,8 @@ void identify(Common const& common, IdentifyOptions const& o) {
     std::vector<data::Post> const posts = data::load_mental_health(o.data, mechanism);
     data::PostSplits const parts = data::split_by_seeker(posts, common.seed, {0.1, 0.2});
     if (parts.train.empty() || parts.test.empty()) {
-      throw ConfigError("--data " + o.data.string() + " has too few seekers to train on some and judge on others.");
+      throw ConfigError("--data " + o.data.string() +
+                        " has too few seekers to train on some and judge on others.");
     }
     auto const encoded = [&](std::vector<data::Post> const& part) {
       return train::encode_posts(encoder.tokenizer, part);
@@ -68,13 +70,15 @@ void identify(Common const& common, IdentifyOptions const& o) {
     train::EncodedPosts const test_set = encoded(parts.test);
 
     train::IdentifierModel<float> identifier(
-        encoder.config(), text::SentencePieceTokenizer(encoder.tokenizer.serialized(), "spiece.model"));
+        encoder.config(),
+        text::SentencePieceTokenizer(encoder.tokenizer.serialized(), "spiece.model"));
     empathy::initialise(identifier.weights, encoder.config(), encoder.weights, common.seed);
     train::IdentifierTask<float> task(
         dev, identifier, train_set, valid_set,
         {.dropout = o.dropout,
          .seed = common.seed,
-         .class_weights = o.class_weights ? train::ClassWeights::balanced : train::ClassWeights::none});
+         .class_weights =
+             o.class_weights ? train::ClassWeights::balanced : train::ClassWeights::none});
     fs::path const folder = o.out / name;
     prepare_output(folder);
     train::FitOptions fit;
@@ -108,16 +112,23 @@ void identify(Common const& common, IdentifyOptions const& o) {
 void add_identify(CLI::App& app, Common& common) {
   auto o = std::make_shared<IdentifyOptions>();
   CLI::App* const c = app.add_subcommand("identify", "Train the empathy identifiers");
-  c->add_option("--encoder", o->encoder, "T5 folder whose encoder both encoders start from")->required();
+  c->add_option("--encoder", o->encoder, "T5 folder whose encoder both encoders start from")
+      ->required();
   c->add_option("--data", o->data, "Folder of the Mental Health Subreddits CSVs")->required();
   c->add_option("--out", o->out, "Folder to write: er/, ip/, ex/ and metrics.json")->required();
   c->add_option("--mechanism", o->mechanism, "er, ip, ex or all")
       ->check(CLI::IsMember({"er", "ip", "ex", "all"}))
       ->capture_default_str();
-  c->add_option("--epochs", o->epochs, "Passes over the posts at most")->check(CLI::PositiveNumber)->capture_default_str();
-  c->add_option("--batch", o->batch, "Posts in a step")->check(CLI::PositiveNumber)->capture_default_str();
+  c->add_option("--epochs", o->epochs, "Passes over the posts at most")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  c->add_option("--batch", o->batch, "Posts in a step")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   c->add_option("--lr", o->learning_rate, "Peak learning rate")->capture_default_str();
-  c->add_option("--dropout", o->dropout, "Dropout")->check(CLI::Range(0.0, 0.9))->capture_default_str();
+  c->add_option("--dropout", o->dropout, "Dropout")
+      ->check(CLI::Range(0.0, 0.9))
+      ->capture_default_str();
   c->add_option("--patience", o->patience, "Stop after so many epochs without gain; 0: never")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();

@@ -26,7 +26,8 @@ void label_rows(train::EmpathyScorer<float> const& scorer, std::vector<std::stri
   train::Progress progress("label", static_cast<index_t>(contexts.size()), "responses");
   for (std::size_t begin = 0; begin < contexts.size(); begin += rows_at_once) {
     std::size_t const n = std::min(rows_at_once, contexts.size() - begin);
-    auto const p = scorer(std::span(contexts).subspan(begin, n), std::span(responses).subspan(begin, n));
+    auto const p =
+        scorer(std::span(contexts).subspan(begin, n), std::span(responses).subspan(begin, n));
     for (std::size_t i = 0; i < n; ++i) write(begin + i, empathy::most_probable(p[i]));
     progress.advance(static_cast<index_t>(begin + n));
   }
@@ -45,7 +46,8 @@ void label(Common const& common, LabelOptions const& o) {
   bool const json_lines = !fs::is_directory(o.input) && o.input.extension() != ".csv";
   if (json_lines) {
     for (io::JsonLine& line : io::read_json_lines(o.input)) {
-      data::Pair const pair = data::pair_from_json(line.value, io::place(o.input.string(), line.line));
+      data::Pair const pair =
+          data::pair_from_json(line.value, io::place(o.input.string(), line.line));
       contexts.push_back(pair.context);
       responses.push_back(pair.response);
       lines.push_back(std::move(line.value));
@@ -55,7 +57,8 @@ void label(Common const& common, LabelOptions const& o) {
                               : o.split == "valid" ? data::Split::valid
                                                    : data::Split::test;
     data::PairSet const set = data::load_pairs(o.input, split, o.context);
-    for (data::DataWarning const& warning : set.warnings) fmt::print(stderr, "{}\n", data::to_string(warning));
+    for (data::DataWarning const& warning : set.warnings)
+      fmt::print(stderr, "{}\n", data::to_string(warning));
     for (data::Pair const& pair : set.pairs) {
       contexts.push_back(pair.context);
       responses.push_back(pair.response);
@@ -73,23 +76,27 @@ void label(Common const& common, LabelOptions const& o) {
   writer.commit();
   for (data::Mechanism const mechanism : data::all_mechanisms) {
     auto const& c = counts[static_cast<std::size_t>(mechanism)];
-    fmt::print("{:<20} level 0: {:>6}   level 1: {:>6}   level 2: {:>6}\n", data::mechanism_title(mechanism), c[0],
-               c[1], c[2]);
+    fmt::print("{:<20} level 0: {:>6}   level 1: {:>6}   level 2: {:>6}\n",
+               data::mechanism_title(mechanism), c[0], c[1], c[2]);
   }
 }
 
 void add_label(CLI::App& app, Common& common) {
   auto o = std::make_shared<LabelOptions>();
-  CLI::App* const c = app.add_subcommand("label", "Add the levels of the target responses to dialogues");
+  CLI::App* const c =
+      app.add_subcommand("label", "Add the levels of the target responses to dialogues");
   c->add_option("--identifiers", o->identifiers, "Folder with er/, ip/ and ex/")->required();
   c->add_option("--input", o->input, "JSON lines, or dialogue CSVs")->required();
-  c->add_option("--output", o->output, "JSON lines to write: the input with \"levels\"")->required();
+  c->add_option("--output", o->output, "JSON lines to write: the input with \"levels\"")
+      ->required();
   c->add_option("--split", o->split, "Which part of a folder: train, valid or test")
       ->check(CLI::IsMember({"train", "valid", "test"}))
       ->capture_default_str();
   add_context_options(*c, o->context);
   add_common(*c, common);
-  c->footer("Example:\n  emprl label --identifiers runs/identifiers --input pairs.jsonl \\\n    --output labelled.jsonl");
+  c->footer(
+      "Example:\n  emprl label --identifiers runs/identifiers --input pairs.jsonl \\\n    --output "
+      "labelled.jsonl");
   c->callback([o, &common] { label(common, *o); });
 }
 

@@ -265,8 +265,8 @@ int run(Words const& words) {
 /// Starts the program again with OpenMP's threads told to wait for work asleep after a thousand
 /// looks, unless the user has said how they wait. libgomp reads that when it is loaded, so an
 /// environment set later is not seen. By default its threads look for milliseconds and hold their
-/// processors, which other work then lacks: two `emprl align` on two cores of an AMD EPYC took 106 s
-/// for what one does in 6, and 13 s with this; alone, both ways take the same time (2026-11-25).
+/// processors, which other work then lacks: two `emprl align` on two cores of an AMD EPYC took 106
+/// s for what one does in 6, and 13 s with this; alone, both ways take the same time (2026-11-25).
 void restart_with_short_spinning(char** argv) {
   if (std::getenv("OMP_WAIT_POLICY") != nullptr || std::getenv("GOMP_SPINCOUNT") != nullptr) return;
   if (::setenv("GOMP_SPINCOUNT", "1000", 1) != 0) return;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// emprl run: the whole of EmpRL, from dialogues to a report. Every stage has a folder of its own; a stage that is done is not
-// done again, and one that was interrupted goes on from its last checkpoint.
+// emprl run: the whole of EmpRL, from dialogues to a report. Every stage has a folder of its own; a
+// stage that is done is not done again, and one that was interrupted goes on from its last
+// checkpoint.
 
 #include "commands.hpp"
 #include "configuration.hpp"
@@ -58,7 +59,8 @@ class Stages {
       fmt::print("== {} (done before)\n", name);
       return;
     }
-    if (train::interrupted()) throw train::Interrupted("the same command goes on with the stage \"" + name + "\".");
+    if (train::interrupted())
+      throw train::Interrupted("the same command goes on with the stage \"" + name + "\".");
     fmt::print("== {}\n", name);
     std::fflush(stdout);
     double const begin = seconds_now();
@@ -77,12 +79,15 @@ class Stages {
   io::Json done_ = io::Json::object();
 };
 
-/// Holds a folder for one process: two runs that write the same checkpoints and logs would spoil both.
+/// Holds a folder for one process: two runs that write the same checkpoints and logs would spoil
+/// both.
 class FolderLock {
  public:
   /// @throws ConfigError if another process holds the folder
-  explicit FolderLock(fs::path const& folder) : file_(::open((folder / ".lock").c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0644)) {
-    // Where locks do not exist (some network file systems), nothing can be known and nothing is refused.
+  explicit FolderLock(fs::path const& folder)
+      : file_(::open((folder / ".lock").c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0644)) {
+    // Where locks do not exist (some network file systems), nothing can be known and nothing is
+    // refused.
     if (file_ >= 0 && ::flock(file_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
       ::close(file_);
       throw ConfigError("--out " + folder.string() + ": another emprl run is writing there.");
@@ -119,26 +124,33 @@ io::Json points(fs::path const& folder, std::string const& phase, std::string co
   if (!fs::exists(path)) return out;
   for (io::JsonLine const& line : io::read_json_lines(path)) {
     auto const value = line.value.find(name);
-    if (line.value.value("phase", std::string()) != phase || value == line.value.end() || !value->is_number()) continue;
+    if (line.value.value("phase", std::string()) != phase || value == line.value.end() ||
+        !value->is_number())
+      continue;
     out.push_back({line.value.value("step", 0), value->get<double>()});
   }
   return out;
 }
 
-io::Json curve(std::string title, std::string group, std::string x, std::string y, bool smooth, io::Json series) {
+io::Json curve(std::string title, std::string group, std::string x, std::string y, bool smooth,
+               io::Json series) {
   return {{"title", std::move(title)}, {"group", std::move(group)}, {"x", std::move(x)},
           {"y", std::move(y)},         {"smooth", smooth},          {"series", std::move(series)}};
 }
 
 io::Json curves(fs::path const& out, std::vector<System> const& systems) {
   io::Json all = io::Json::array();
-  all.push_back(curve("Loss of the generator", "Supervised training", "epoch", "nats a token", false,
-                      {{{"name", "training"}, {"points", points(out / "generator", "finetune epoch", "train_loss")}},
-                       {{"name", "validation"}, {"points", points(out / "generator", "finetune epoch", "valid_loss")}}}));
+  all.push_back(curve("Loss of the generator", "Supervised training", "epoch", "nats a token",
+                      false,
+                      {{{"name", "training"},
+                        {"points", points(out / "generator", "finetune epoch", "train_loss")}},
+                       {{"name", "validation"},
+                        {"points", points(out / "generator", "finetune epoch", "valid_loss")}}}));
   auto const ppo = [&](std::string title, std::string y, std::string const& number) {
     io::Json series = io::Json::array();
     for (std::size_t i = 1; i < systems.size(); ++i) {
-      series.push_back({{"name", systems[i].name}, {"points", points(systems[i].model, "align", number)}});
+      series.push_back(
+          {{"name", systems[i].name}, {"points", points(systems[i].model, "align", number)}});
     }
     all.push_back(curve(std::move(title), "PPO", "step", std::move(y), true, series));
   };
@@ -192,7 +204,9 @@ void run(Common const& common, RunOptions o) {
   fs::path start = o.model;
   if (o.model.empty()) {
     start = o.out / "initial";
-    stage("tokenizer", [&] { train_tokenizer(common, {dialogues, o.out / "tokenizer", o.vocabulary}); });
+    stage("tokenizer", [&] {
+      train_tokenizer(common, {dialogues, o.out / "tokenizer", o.vocabulary});
+    });
     stage("initial model", [&] { init_model(common, {o.preset, {}, o.out / "tokenizer", start}); });
   }
   stage("generator", [&] {
@@ -215,8 +229,8 @@ void run(Common const& common, RunOptions o) {
       fs::path const jsonl = dialogues / (std::string(split) + ".jsonl");
       if (!fs::exists(csv) && !fs::exists(jsonl)) continue;
       fmt::print("{}\n", split);
-      label(common, {o.out / "identifiers", fs::exists(csv) ? csv : jsonl, labels / (std::string(split) + ".jsonl"),
-                     split, o.context});
+      label(common, {o.out / "identifiers", fs::exists(csv) ? csv : jsonl,
+                     labels / (std::string(split) + ".jsonl"), split, o.context});
     }
   });
 
@@ -255,7 +269,8 @@ void run(Common const& common, RunOptions o) {
   io::Json& extra = judge.extra;
   extra = io::Json::object();
   extra["title"] = o.title;
-  extra["subtitle"] = "A T5 generator trained on dialogues, then aligned by PPO with the empathy reward.";
+  extra["subtitle"] =
+      "A T5 generator trained on dialogues, then aligned by PPO with the empathy reward.";
   if (!o.note.empty()) extra["note"] = o.note;
   extra["command"] = common.command_line;
   extra["configuration"] = common.resolved;
@@ -271,8 +286,9 @@ void run(Common const& common, RunOptions o) {
   if (!o.controls.empty()) {
     for (System const& system : systems) {
       if (system.kind != "control") continue;
-      findings.push_back(fmt::format("KL of the last ten steps of the control \"{}\": {:.2f} nats a response.", system.name,
-                                     last_ten(points(system.model, "align", "kl"))));
+      findings.push_back(
+          fmt::format("KL of the last ten steps of the control \"{}\": {:.2f} nats a response.",
+                      system.name, last_ten(points(system.model, "align", "kl"))));
     }
   }
   extra["findings"] = findings;
@@ -292,34 +308,45 @@ void run(Common const& common, RunOptions o) {
 void add_run(CLI::App& app, Common& common) {
   auto o = std::make_shared<RunOptions>();
   CLI::App* const c = app.add_subcommand("run", "The whole pipeline, from dialogues to a report");
-  c->add_option("--dialogues", o->dialogues, "Dialogues: a folder of CSVs, or JSON lines")->required();
-  c->add_option("--empathy-data", o->empathy_data, "Folder of the Mental Health Subreddits CSVs")->required();
+  c->add_option("--dialogues", o->dialogues, "Dialogues: a folder of CSVs, or JSON lines")
+      ->required();
+  c->add_option("--empathy-data", o->empathy_data, "Folder of the Mental Health Subreddits CSVs")
+      ->required();
   auto* const model = c->add_option("--model", o->model, "T5 folder to start from");
   auto* const preset = c->add_option("--preset", o->preset, "Or a new model: tiny, small or base")
                            ->check(CLI::IsMember({"tiny", "small", "base"}));
   model->excludes(preset);
   c->add_option("--out", o->out, "Folder to write; a run found there goes on")->required();
-  auto* const vocabulary = c->add_option("--vocabulary", o->vocabulary, "Ids of a new tokenizer, sentinels included")
-                               ->check(CLI::PositiveNumber)
-                               ->capture_default_str()
-                               ->excludes(model);
-  auto* const epochs = c->add_option("--generator-epochs", o->generator.epochs, "Epochs of the generator [3; new: 12]");
-  auto* const batch = c->add_option("--generator-batch", o->generator.batch, "Pairs in a step [8; new: 64]");
-  auto* const rate = c->add_option("--generator-lr", o->generator.learning_rate, "Learning rate [1e-4; new: 5e-3]");
-  auto* const warmup = c->add_option("--generator-warmup", o->generator.warmup, "Warm-up steps [0; new: 500]");
-  auto* const dropout = c->add_option("--generator-dropout", o->generator.dropout, "Dropout [0.1; new: 0.05]");
+  auto* const vocabulary =
+      c->add_option("--vocabulary", o->vocabulary, "Ids of a new tokenizer, sentinels included")
+          ->check(CLI::PositiveNumber)
+          ->capture_default_str()
+          ->excludes(model);
+  auto* const epochs = c->add_option("--generator-epochs", o->generator.epochs,
+                                     "Epochs of the generator [3; new: 12]");
+  auto* const batch =
+      c->add_option("--generator-batch", o->generator.batch, "Pairs in a step [8; new: 64]");
+  auto* const rate = c->add_option("--generator-lr", o->generator.learning_rate,
+                                   "Learning rate [1e-4; new: 5e-3]");
+  auto* const warmup =
+      c->add_option("--generator-warmup", o->generator.warmup, "Warm-up steps [0; new: 500]");
+  auto* const dropout =
+      c->add_option("--generator-dropout", o->generator.dropout, "Dropout [0.1; new: 0.05]");
   c->add_option("--identifier-epochs", o->identifiers.epochs, "Epochs of an identifier at most")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  auto* const identifier_rate =
-      c->add_option("--identifier-lr", o->identifiers.learning_rate, "Learning rate [1e-4; new: 1e-3]");
+  auto* const identifier_rate = c->add_option("--identifier-lr", o->identifiers.learning_rate,
+                                              "Learning rate [1e-4; new: 1e-3]");
   c->add_flag("--class-weights", o->identifiers.class_weights, "Weigh the levels by their rarity");
   auto* const ppo_steps =
-      c->add_option("--ppo-steps", o->ppo.steps, "PPO steps; 0: three passes over the dialogues [0; new: 600]")
+      c->add_option("--ppo-steps", o->ppo.steps,
+                    "PPO steps; 0: three passes over the dialogues [0; new: 600]")
           ->check(CLI::NonNegativeNumber);
   auto* const ppo_rate =
       c->add_option("--ppo-lr", o->ppo.learning_rate, "Learning rate of PPO [1e-5; new: 3e-4]");
-  c->add_option("--ppo-batch", o->ppo.batch, "Dialogues in a PPO step")->check(CLI::PositiveNumber)->capture_default_str();
+  c->add_option("--ppo-batch", o->ppo.batch, "Dialogues in a PPO step")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   c->add_option("--kl", o->ppo.kl_coefficient, "KL coefficient at the start")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
@@ -333,7 +360,8 @@ void add_run(CLI::App& app, Common& common) {
   c->add_option("--best-of", o->best_of, "Samples of the oracle floor; 1: none")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  c->add_option("--save-every", o->ppo.save_every, "PPO steps between checkpoints; 0: only when interrupted")
+  c->add_option("--save-every", o->ppo.save_every,
+                "PPO steps between checkpoints; 0: only when interrupted")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   c->add_option("--title", o->title, "Title of the report")->capture_default_str();
@@ -348,13 +376,15 @@ void add_run(CLI::App& app, Common& common) {
     RunOptions options = *o;
     bool const fresh = options.model.empty();
     if (fresh && options.preset.empty()) throw ConfigError("run needs --model or --preset.");
-    // A default that depends on other options is written into the resolved configuration as the value that is used.
+    // A default that depends on other options is written into the resolved configuration as the
+    // value that is used.
     auto const otherwise = [](CLI::Option* option, auto& value, auto chosen) {
       if (option->count() > 0) return;
       value = chosen;
       option->default_str(fmt::format("{}", chosen));
     };
-    // From scratch the learning rate is larger and warmed up; a pre-trained model takes the published settings.
+    // From scratch the learning rate is larger and warmed up; a pre-trained model takes the
+    // published settings.
     if (fresh) {
       otherwise(epochs, options.generator.epochs, 12);
       otherwise(batch, options.generator.batch, 64);
@@ -367,7 +397,8 @@ void add_run(CLI::App& app, Common& common) {
     } else {
       otherwise(identifier_rate, options.identifiers.learning_rate, 1e-4);
     }
-    if (options.preset == "small" || options.preset == "base") otherwise(vocabulary, options.vocabulary, 32100);
+    if (options.preset == "small" || options.preset == "base")
+      otherwise(vocabulary, options.vocabulary, 32100);
     common.resolved = resolve(*c);
     options.generator.save_every = 0;
     // A batch in one pass: the gradient is the same sum, in larger products.

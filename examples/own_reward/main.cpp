@@ -28,12 +28,13 @@ int main(int argc, char** argv) try {
   train::AlignSettings settings;
   settings.steps = argc > 4 ? std::atoll(argv[4]) : 100;
   settings.ppo.learning_rate = 3e-4;
-  train::align(dev, generator, asks_back, dialogues, settings, nullptr, [](rl::PpoStats const& stats) {
-    if (stats.step % 10 == 0) {
-      std::printf("step %3lld: %4.1f %% of the responses ask back, KL %.2f nats\n",
-                  static_cast<long long>(stats.step), 100 * stats.score_mean, stats.kl);
-    }
-  });
+  train::align(
+      dev, generator, asks_back, dialogues, settings, nullptr, [](rl::PpoStats const& stats) {
+        if (stats.step % 10 == 0) {
+          std::printf("step %3lld: %4.1f %% of the responses ask back, KL %.2f nats\n",
+                      static_cast<long long>(stats.step), 100 * stats.score_mean, stats.kl);
+        }
+      });
   train::save_generator(argv[3], generator);
 } catch (std::exception const& error) {
   std::fprintf(stderr, "own_reward: error: %s\n", error.what());

@@ -52,7 +52,8 @@ struct Small {
     auto logp = dev.scratch.allocate<double, 1>({3});
     auto lse = dev.scratch.allocate<double, 1>({3});
     TensorView<std::int32_t const, 1, Cpu> const targets(labels.data(), {3});
-    identifier.forward(dev, parameters.views(), contexts.view(), responses.view(), logits, context, sites);
+    identifier.forward(dev, parameters.views(), contexts.view(), responses.view(), logits, context,
+                       sites);
     token_logprob_forward(dev, logp, lse, {}, logits, targets);
     double const value = -(logp(0) + logp(1) + logp(2));
     if (backward) {
@@ -77,7 +78,8 @@ TEST_CASE("identifier: every gradient matches central differences", "[empathy][i
   }
   support::GradientCheckOptions options;
   options.most = 12;
-  // The layers in sequence bend more than one layer: a smaller step keeps the formula's own error, of order step^4, below.
+  // The layers in sequence bend more than one layer: a smaller step keeps the formula's own error,
+  // of order step^4, below.
   options.step = 2e-4;
   support::check_gradients([&] { return s.loss(false, dropout); }, inputs, options);
 }
@@ -100,7 +102,8 @@ TEST_CASE("identifier: inference equals forward without dropout, and gradients a
   }
 }
 
-TEST_CASE("identifier: a row's logits do not depend on the other rows", "[empathy][identifier][contract]") {
+TEST_CASE("identifier: a row's logits do not depend on the other rows",
+          "[empathy][identifier][contract]") {
   Small s;
   std::vector<double> const together = s.infer();
   Ragged const contexts = s.contexts, responses = s.responses;

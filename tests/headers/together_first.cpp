@@ -5,4 +5,6 @@
 
 int major_version_seen_by_second();
 
-int main() { return major_version_seen_by_second() == EMPRL_VERSION_MAJOR ? 0 : 1; }
+int main() {
+  return major_version_seen_by_second() == EMPRL_VERSION_MAJOR ? 0 : 1;
+}

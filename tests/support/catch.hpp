@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Catch2, version 3 where it is installed (Ubuntu 24.04), else version 2 (Debian 12). A test written
-// against this header compiles with both.
+// Catch2, version 3 where it is installed (Ubuntu 24.04), else version 2 (Debian 12). A test
+// written against this header compiles with both.
 #pragma once
 
 #if __has_include(<catch2/catch_test_macros.hpp>)

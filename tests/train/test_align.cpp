@@ -22,9 +22,10 @@ namespace {
 
 std::vector<data::Pair> dialogues() {
   std::vector<data::Pair> pairs;
-  char const* const things[] = {"my dog ran away", "i passed the test", "the rain ruined it", "we won a prize"};
-  char const* const answers[] = {"what happened then ?", "that is great .", "i am sorry to hear that .",
-                                 "how did you do it ?"};
+  char const* const things[] = {"my dog ran away", "i passed the test", "the rain ruined it",
+                                "we won a prize"};
+  char const* const answers[] = {"what happened then ?", "that is great .",
+                                 "i am sorry to hear that .", "how did you do it ?"};
   for (std::size_t i = 0; i < 16; ++i) {
     data::Pair pair;
     pair.id = "pair " + std::to_string(i);
@@ -91,8 +92,10 @@ std::vector<float> bits(train::Generator<float> const& g) {
 
 }  // namespace
 
-TEST_CASE("T5 actor-critic: gradients of any function of log-probabilities and values match central differences",
-          "[train][t5][grad]") {
+TEST_CASE(
+    "T5 actor-critic: gradients of any function of log-probabilities and values match central "
+    "differences",
+    "[train][t5][grad]") {
   double const temperature = GENERATE(1.0, 0.7);
   Cpu dev(1);
   dev.saved.poison(true);
@@ -100,7 +103,8 @@ TEST_CASE("T5 actor-critic: gradients of any function of log-probabilities and v
   train::ensure_value_head(g, 3);
   t5::Parameters<double, Cpu> gradients(g.config());
   train::ValueHeadParameters<double> value_gradients(g.config().d_model);
-  train::T5ActorCritic<double> actor(dev, g, gradients.views(), {}, value_gradients.views(), temperature);
+  train::T5ActorCritic<double> actor(dev, g, gradients.views(), {}, value_gradients.views(),
+                                     temperature);
   std::vector<data::Pair> const pairs = dialogues();
   auto const encoded = text::encode_pairs(g.tokenizer, std::span<data::Pair const>(pairs).first(3));
   rl::TokenBatch const batch{encoded.contexts.view(), encoded.responses.view()};
@@ -124,14 +128,18 @@ TEST_CASE("T5 actor-critic: gradients of any function of log-probabilities and v
     auto const d = gradients.span(info);
     inputs.push_back({info.name, g.weights.span(info), {d.begin(), d.end()}});
   }
-  inputs.push_back({"value head", g.value_head.span(), {value_gradients.span().begin(), value_gradients.span().end()}});
+  inputs.push_back({"value head",
+                    g.value_head.span(),
+                    {value_gradients.span().begin(), value_gradients.span().end()}});
   support::GradientCheckOptions options;
   options.most = 10;
   support::check_gradients(f, inputs, options);
 }
 
-TEST_CASE("sequence task: the loss's gradient matches central differences, for all weights and for a prefix",
-          "[train][finetune][grad]") {
+TEST_CASE(
+    "sequence task: the loss's gradient matches central differences, for all weights and for a "
+    "prefix",
+    "[train][finetune][grad]") {
   bool const prefix = GENERATE(false, true);
   Cpu dev(1);
   train::Generator<double> g = generator<double>();
@@ -149,13 +157,15 @@ TEST_CASE("sequence task: the loss's gradient matches central differences, for a
   std::vector<double> spare(gradient);
   support::GradientCheckOptions options;
   options.most = 60;
-  support::check_gradients([&] { return task.loss(rows, 9); }, {{"parameters", task.parameters(), gradient}}, options);
+  support::check_gradients([&] { return task.loss(rows, 9); },
+                           {{"parameters", task.parameters(), gradient}}, options);
   if (prefix) {
     for (std::size_t i = 0; i < base.size(); ++i) REQUIRE(g.weights.span()[i] == base[i]);
   }
 }
 
-TEST_CASE("align: PPO raises a lambda's reward, from a policy that was trained on dialogues", "[train][align]") {
+TEST_CASE("align: PPO raises a lambda's reward, from a policy that was trained on dialogues",
+          "[train][align]") {
   Cpu dev(1);
   train::Generator<float> g = generator<float>();
   std::vector<data::Pair> const pairs = dialogues();
@@ -207,16 +217,19 @@ TEST_CASE("align: a run that died goes on to the same bits", "[train][align][res
   CHECK_THROWS_AS(train::align(dev, another, asks_back, pairs, other), ConfigError);
 }
 
-TEST_CASE("model folder: what is saved is what is loaded, value head and prefix included", "[train][folder]") {
+TEST_CASE("model folder: what is saved is what is loaded, value head and prefix included",
+          "[train][folder]") {
   emprl::test::TemporaryFolder const folder;
   train::Generator<float> g = generator<float>();
   train::ensure_value_head(g, 1);
-  g.prefix = train::PrefixParameters<float>(typename t5::Prefixes<float, Cpu>::Shape{g.config(), 3});
+  g.prefix =
+      train::PrefixParameters<float>(typename t5::Prefixes<float, Cpu>::Shape{g.config(), 3});
   float x = 0;
   for (float& p : g.prefix.span()) p = x += 0.5f;
   train::save_generator(folder / "model", g);
   train::save_prefix(folder / "prefix", g);
-  train::Generator<float> const back = train::load_generator<float>(folder / "model", folder / "prefix");
+  train::Generator<float> const back =
+      train::load_generator<float>(folder / "model", folder / "prefix");
   CHECK(bits(back) == bits(g));
   CHECK(std::vector<float>(back.prefix.span().begin(), back.prefix.span().end()) ==
         std::vector<float>(g.prefix.span().begin(), g.prefix.span().end()));
@@ -225,7 +238,8 @@ TEST_CASE("model folder: what is saved is what is loaded, value head and prefix 
   CHECK(bits(back.clone()) == bits(g));
 }
 
-TEST_CASE("model folder: configurations that cannot be are refused by field", "[train][folder][io]") {
+TEST_CASE("model folder: configurations that cannot be are refused by field",
+          "[train][folder][io]") {
   io::Json const good = train::config_to_json(t5::Config::preset("tiny"));
   CHECK(train::config_to_json(train::config_from_json(good, "config.json")) == good);
   auto const refused = [&](char const* field, io::Json value) {

@@ -114,7 +114,8 @@ TEST_CASE("fit: patience ends a run that no longer gains", "[train][fit][unit]")
   CHECK(static_cast<index_t>(result.epochs.size()) == result.best_epoch + 1 + o.patience);
 }
 
-TEST_CASE("fit: a loss that is not finite stops the run before a weight moves", "[train][fit][unit]") {
+TEST_CASE("fit: a loss that is not finite stops the run before a weight moves",
+          "[train][fit][unit]") {
   Cpu dev(1);
   MeanTask t = task();
   t.data[5] = std::numeric_limits<double>::quiet_NaN();

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// A bump allocator for the activations of a pass. Allocation is an addition; release is a rewind to a mark. Memory is kept
-// between passes, so that after the first step of a training run no pass allocates.
+// A bump allocator for the activations of a pass. Allocation is an addition; release is a rewind to
+// a mark. Memory is kept between passes, so that after the first step of a training run no pass
+// allocates.
 
 #include <algorithm>
 #include <array>
@@ -45,7 +46,8 @@ class Arena {
     current_ = mark.block;
   }
 
-  /// Fill every new allocation with NaN bytes. Tests set it to prove that nothing is read before it is written.
+  /// Fill every new allocation with NaN bytes. Tests set it to prove that nothing is read before it
+  /// is written.
   void poison(bool on) { poison_ = on; }
 
   /// Bytes held, used or not.
@@ -72,7 +74,7 @@ class Arena {
     if (current_ == blocks_.size()) {
       Block block;
       block.size = std::max(bytes, block_bytes_);
-      block.memory.reset(static_cast<std::byte*>(::operator new(block.size, std::align_val_t{a})));
+      block.memory.reset(static_cast<std::byte*>(::operator new (block.size, std::align_val_t{a})));
       blocks_.push_back(std::move(block));
     }
     Block& block = blocks_[current_];

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What every other header may assume: the version, the index type, and the mark of code that runs on both host and device.
+// What every other header may assume: the version, the index type, and the mark of code that runs
+// on both host and device.
 
 #include <cstdint>
 
@@ -18,7 +19,8 @@
 
 namespace emprl {
 
-/// Extents, offsets and counts. Signed, so that differences are safe; 64 bits, so that products are.
+/// Extents, offsets and counts. Signed, so that differences are safe; 64 bits, so that products
+/// are.
 using index_t = std::int64_t;
 
 }  // namespace emprl

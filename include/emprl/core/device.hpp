@@ -10,11 +10,13 @@
 
 namespace emprl {
 
-/// The host: its threads and its working memory. One context serves one thread of control at a time.
+/// The host: its threads and its working memory. One context serves one thread of control at a
+/// time.
 struct Cpu {
   /// Threads that an op may use, this one included.
   int threads = 1;
-  /// Activations kept for a backward pass. Whoever starts a training pass opens the scope that releases them.
+  /// Activations kept for a backward pass. Whoever starts a training pass opens the scope that
+  /// releases them.
   Arena saved;
   /// Temporaries of one op or layer; released when it returns.
   Arena scratch;

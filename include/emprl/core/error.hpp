@@ -28,14 +28,15 @@ class ConfigError : public Error {
   using Error::Error;
 };
 
-/// A file that cannot be read, written or understood; the message names the file and, where there is one, the line.
+/// A file that cannot be read, written or understood; the message names the file and, where there
+/// is one, the line.
 class IoError : public Error {
  public:
   using Error::Error;
 };
 
-/// A line of source code. std::source_location would do, but clang 14 cannot compile libstdc++'s; the builtins beneath it
-/// are common to g++, clang++ and nvcc.
+/// A line of source code. std::source_location would do, but clang 14 cannot compile libstdc++'s;
+/// the builtins beneath it are common to g++, clang++ and nvcc.
 struct SourceLocation {
   char const* file = "";
   int line = 0;
@@ -45,11 +46,10 @@ struct SourceLocation {
   }
 };
 
-/// Throws E unless `ok`. A ShapeError also says which line of which file asked, because its reader is a programmer; the
-/// other kinds reach people who run programs and carry the sentence alone.
+/// Throws E unless `ok`. A ShapeError also says which line of which file asked, because its reader
+/// is a programmer; the other kinds reach people who run programs and carry the sentence alone.
 template <class E = ShapeError>
-void expects(bool ok, std::string_view sentence,
-             SourceLocation where = SourceLocation::current()) {
+void expects(bool ok, std::string_view sentence, SourceLocation where = SourceLocation::current()) {
   if (ok) return;
   if constexpr (std::is_same_v<E, ShapeError>) {
     throw E(std::string(sentence) + " [" + where.file + ":" + std::to_string(where.line) + "]");

@@ -14,8 +14,9 @@
 
 namespace emprl {
 
-/// Calls f(begin, end) on disjoint ranges that cover [0, n), one range a thread, ranges fixed by (n, threads) alone. Ranges
-/// shorter than `grain` are not worth a thread: fewer threads are used. f must not throw. Nested calls run serially.
+/// Calls f(begin, end) on disjoint ranges that cover [0, n), one range a thread, ranges fixed by
+/// (n, threads) alone. Ranges shorter than `grain` are not worth a thread: fewer threads are used.
+/// f must not throw. Nested calls run serially.
 template <class F>
 void parallel_for(Cpu const& dev, index_t n, index_t grain, F&& f) {
   if (n <= 0) return;

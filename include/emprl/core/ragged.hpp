@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Batches of token rows of different lengths, packed one after the other. There is no padding and so nothing to mask.
+// Batches of token rows of different lengths, packed one after the other. There is no padding and
+// so nothing to mask.
 
 #include <cstddef>
 #include <cstdint>

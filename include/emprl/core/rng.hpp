@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The only source of randomness: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
-// A draw is a function of its address, not of the draws before it: the same on every device, in any batch order, after any
-// resume.
+// The only source of randomness: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as
+// easy as 1, 2, 3"). A draw is a function of its address, not of the draws before it: the same on
+// every device, in any batch order, after any resume.
 
 #include <array>
 #include <cmath>
@@ -75,7 +75,8 @@ EMPRL_HD constexpr double uniform(RngAddress const& at) {
   return unit_interval(bits[0], bits[1]);
 }
 
-/// A sequence of draws for serial work (initialisation, shuffling, resampling): positions 0, 1, 2, ... of one address.
+/// A sequence of draws for serial work (initialisation, shuffling, resampling): positions 0, 1, 2,
+/// ... of one address.
 class RandomSequence {
  public:
   explicit RandomSequence(std::uint64_t seed, Stream stream, std::uint32_t step = 0,

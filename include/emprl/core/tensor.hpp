@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Views of tensors, and the memory behind them. The device is part of the type: a view of host memory does not convert to a
-// view of device memory, and overloads are chosen by it.
+// Views of tensors, and the memory behind them. The device is part of the type: a view of host
+// memory does not convert to a view of device memory, and overloads are chosen by it.
 
 #include <array>
 #include <cstddef>
@@ -22,8 +22,9 @@ namespace emprl {
 
 struct Cpu;
 
-/// A row-major view of `Rank` dimensions. The last dimension is dense; the others have strides, so that a slice of columns
-/// (the query part of a fused query-key-value projection, say) is a view too. Copying copies the view, never the elements.
+/// A row-major view of `Rank` dimensions. The last dimension is dense; the others have strides, so
+/// that a slice of columns (the query part of a fused query-key-value projection, say) is a view
+/// too. Copying copies the view, never the elements.
 template <class T, int Rank, class D>
 class TensorView {
   static_assert(Rank >= 1);
@@ -49,8 +50,8 @@ class TensorView {
 
   /// A view of mutable elements reads as a view of const ones.
   template <class U>
-    requires(std::is_same_v<U const, T> && !std::is_const_v<U>)
-  EMPRL_HD constexpr TensorView(TensorView<U, Rank, D> const& other)
+  requires(std::is_same_v<U const, T> && !std::is_const_v<U>) EMPRL_HD
+      constexpr TensorView(TensorView<U, Rank, D> const& other)
       : data_(other.data()), extents_(other.extents()), strides_(other.strides()) {}
 
   EMPRL_HD constexpr T* data() const { return data_; }
@@ -80,8 +81,7 @@ class TensorView {
   }
 
   template <class... I>
-    requires(sizeof...(I) == Rank)
-  EMPRL_HD constexpr T& operator()(I... i) const {
+  requires(sizeof...(I) == Rank) EMPRL_HD constexpr T& operator()(I... i) const {
     index_t offset = 0;
     std::size_t axis = 0;
     ((offset += static_cast<index_t>(i) * strides_[axis++]), ...);
@@ -89,11 +89,7 @@ class TensorView {
   }
 
   /// Row i of a matrix, as a pointer to its first element.
-  EMPRL_HD constexpr T* row(index_t i) const
-    requires(Rank == 2)
-  {
-    return data_ + i * strides_[0];
-  }
+  EMPRL_HD constexpr T* row(index_t i) const requires(Rank == 2) { return data_ + i * strides_[0]; }
 
   /// Rows [begin, end) along the first dimension.
   EMPRL_HD constexpr TensorView rows(index_t begin, index_t end) const {
@@ -104,9 +100,7 @@ class TensorView {
   }
 
   /// Columns [begin, end) of a matrix; the row stride stays.
-  EMPRL_HD constexpr TensorView columns(index_t begin, index_t end) const
-    requires(Rank == 2)
-  {
+  EMPRL_HD constexpr TensorView columns(index_t begin, index_t end) const requires(Rank == 2) {
     TensorView part = *this;
     part.data_ += begin;
     part.extents_[1] = end - begin;
@@ -136,7 +130,8 @@ std::string shape_string(TensorView<T, Rank, D> const& x) {
   return text + ")";
 }
 
-/// The product of extents. @throws ShapeError if one is negative or the product of bytes would not fit in 63 bits
+/// The product of extents. @throws ShapeError if one is negative or the product of bytes would not
+/// fit in 63 bits
 template <std::size_t Rank>
 index_t checked_size(std::array<index_t, Rank> const& extents, std::size_t bytes_per_element) {
   index_t n = 1;
@@ -152,18 +147,20 @@ index_t checked_size(std::array<index_t, Rank> const& extents, std::size_t bytes
 
 namespace detail {
 
-/// Cache-line alignment: SIMD loads never straddle, and two buffers never share a line between threads.
+/// Cache-line alignment: SIMD loads never straddle, and two buffers never share a line between
+/// threads.
 inline constexpr std::size_t buffer_alignment = 64;
 
 struct AlignedDelete {
   void operator()(std::byte* p) const noexcept {
-    ::operator delete(p, std::align_val_t{buffer_alignment});
+    ::operator delete (p, std::align_val_t{buffer_alignment});
   }
 };
 
 }  // namespace detail
 
-/// Owned elements in the memory of device D. Elements are not initialised: who reads before writing finds what was there.
+/// Owned elements in the memory of device D. Elements are not initialised: who reads before writing
+/// finds what was there.
 template <class T, class D>
 class Buffer;
 
@@ -175,8 +172,8 @@ class Buffer<T, Cpu> {
   Buffer() = default;
   explicit Buffer(index_t size) : size_(checked_size<1>({size}, sizeof(T))) {
     if (size_ > 0) {
-      data_ = static_cast<T*>(::operator new(static_cast<std::size_t>(size_) * sizeof(T),
-                                             std::align_val_t{detail::buffer_alignment}));
+      data_ = static_cast<T*>(::operator new (static_cast<std::size_t>(size_) * sizeof(T),
+                                              std::align_val_t{detail::buffer_alignment}));
     }
   }
   Buffer(index_t size, T value) : Buffer(size) { fill(value); }
@@ -190,7 +187,7 @@ class Buffer<T, Cpu> {
     return *this;
   }
   ~Buffer() {
-    if (data_ != nullptr) ::operator delete(data_, std::align_val_t{detail::buffer_alignment});
+    if (data_ != nullptr) ::operator delete (data_, std::align_val_t{detail::buffer_alignment});
   }
 
   T* data() const { return data_; }

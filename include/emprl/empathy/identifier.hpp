@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The empathy identifier: how strongly a response shows one communication mechanism (emotional reaction, interpretation or
-// exploration; Sharma et al. 2020), with T5 encoders as EmpRL uses them.
+// The empathy identifier: how strongly a response shows one communication mechanism (emotional
+// reaction, interpretation or exploration; Sharma et al. 2020), with T5 encoders as EmpRL uses
+// them.
 //
 //   h = E_r(response),  a = attention(h, E_c(context)) of one head of width C, scaled by 1/sqrt(C)
-//   pooled = mean over the response of (h + dropout(a)),   logits = W_3 dropout(tanh(W_0 pooled + b_0)) + b_3
+//   pooled = mean over the response of (h + dropout(a))
+//   logits = W_3 dropout(tanh(W_0 pooled + b_0)) + b_3
 //
 // Nc, Nr packed context and response tokens, B pairs, C model, 3 levels.
 
@@ -30,11 +32,11 @@ inline constexpr index_t level_count = 3;
 /// An identifier's weights, under the names of the published EmpRL scripts.
 template <Scalar T, Device D>
 struct IdentifierParams {
-  t5::Params<T, D> context_encoder;            // the encoder half only
+  t5::Params<T, D> context_encoder;  // the encoder half only
   t5::Params<T, D> response_encoder;
-  nn::AttentionParams<T, D> attention;         // (C, C) and biases
-  typename nn::Linear<T, D>::Params hidden;    // classifier.0: (C/2, C)
-  typename nn::Linear<T, D>::Params output;    // classifier.3: (3, C/2)
+  nn::AttentionParams<T, D> attention;       // (C, C) and biases
+  typename nn::Linear<T, D>::Params hidden;  // classifier.0: (C/2, C)
+  typename nn::Linear<T, D>::Params output;  // classifier.3: (3, C/2)
 
   template <class F>
   void visit(t5::Config const& c, F&& f) {
@@ -95,7 +97,8 @@ class Identifier {
     auto hidden = dev.scratch.template allocate<T, 2>({responses.rows(), config_.d_model / 2});
     encoder_.inference(dev, p.context_encoder, source, {}, memory);
     encoder_.inference(dev, p.response_encoder, target, {}, states);
-    attention_.inference(dev, p.attention, {memory, target.offsets, source.offsets, {}}, states, attended);
+    attention_.inference(dev, p.attention, {memory, target.offsets, source.offsets, {}}, states,
+                         attended);
     add(dev, attended, states);
     segment_mean_forward(dev, pooled, attended, target.offsets);
     linear_forward(dev, hidden, pooled, p.hidden.weight, p.hidden.bias);
@@ -103,7 +106,8 @@ class Identifier {
     linear_forward(dev, logits, hidden, p.output.weight, p.output.bias);
   }
 
-  /// As inference, with dropout, keeping in dev.saved what backward needs. contexts and responses must outlive it.
+  /// As inference, with dropout, keeping in dev.saved what backward needs. contexts and responses
+  /// must outlive it.
   void forward(D& dev, IdentifierParams<T, D> const& p, RaggedView contexts, RaggedView responses,
                TensorView<T, 2, D> logits, Context& context, DropoutSites& sites) const {
     auto const source = t5::tokens_of(contexts);
@@ -117,8 +121,10 @@ class Identifier {
     context.activated = saved(responses.rows(), config_.d_model / 2);
     context.dropped = saved(responses.rows(), config_.d_model / 2);
     context.response_offsets = target.offsets;
-    encoder_.forward(dev, p.context_encoder, source, {}, context.memory, context.context_encoder, sites);
-    encoder_.forward(dev, p.response_encoder, target, {}, context.states, context.response_encoder, sites);
+    encoder_.forward(dev, p.context_encoder, source, {}, context.memory, context.context_encoder,
+                     sites);
+    encoder_.forward(dev, p.response_encoder, target, {}, context.states, context.response_encoder,
+                     sites);
     // The identifier's dropout falls on what attention adds, not on its probabilities.
     DropoutSites none;
     auto attended = saved(responses.tokens(), config_.d_model);
@@ -156,12 +162,13 @@ class Identifier {
     copy(dev, dattended, dstates);
     dropout_apply(dev, dattended, context.attention_dropout);
     fill(dev, dmemory, T(0));
-    attention_.backward(dev, p.attention, grads.attention, dattended, dquery, dmemory, context.attention,
-                        {});
+    attention_.backward(dev, p.attention, grads.attention, dattended, dquery, dmemory,
+                        context.attention, {});
     add(dev, dstates, dquery);
     encoder_.backward(dev, p.response_encoder, grads.response_encoder, {}, dstates,
                       context.response_encoder);
-    encoder_.backward(dev, p.context_encoder, grads.context_encoder, {}, dmemory, context.context_encoder);
+    encoder_.backward(dev, p.context_encoder, grads.context_encoder, {}, dmemory,
+                      context.context_encoder);
   }
 
  private:
@@ -170,9 +177,9 @@ class Identifier {
   nn::CrossAttention<T, D> attention_;
 };
 
-/// Fills a new identifier: both encoders with the weights of a T5 (the published identifiers start from a pre-trained one;
-/// without one, the fine-tuned generator's encoder serves), the head as PyTorch initialises linear layers:
-/// uniform in +-1/sqrt(inputs).
+/// Fills a new identifier: both encoders with the weights of a T5 (the published identifiers start
+/// from a pre-trained one; without one, the fine-tuned generator's encoder serves), the head as
+/// PyTorch initialises linear layers: uniform in +-1/sqrt(inputs).
 /// @throws ShapeError if the encoder has another shape
 template <Scalar T>
 void initialise(IdentifierParameters<T, Cpu>& parameters, t5::Config const& config,
@@ -182,9 +189,11 @@ void initialise(IdentifierParameters<T, Cpu>& parameters, t5::Config const& conf
     std::span<T> const values = parameters.span(info);
     RandomSequence random(seed, Stream::initialise, 1, row++);
     std::string_view name = info.name;
-    bool const encoder = name.starts_with("context_encoder.") || name.starts_with("response_encoder.");
+    bool const encoder =
+        name.starts_with("context_encoder.") || name.starts_with("response_encoder.");
     if (!encoder) {
-      // Biases draw from the range of the weights beside them, whose inputs are C or, for the last layer, C/2.
+      // Biases draw from the range of the weights beside them, whose inputs are C or, for the last
+      // layer, C/2.
       index_t const inputs = name.starts_with("classifier.3") ? config.d_model / 2 : config.d_model;
       double const bound = 1.0 / std::sqrt(static_cast<double>(inputs));
       for (T& x : values) x = static_cast<T>(bound * (2.0 * random.uniform() - 1.0));
@@ -194,7 +203,8 @@ void initialise(IdentifierParameters<T, Cpu>& parameters, t5::Config const& conf
     bool found = false;
     for (nn::ParameterInfo const& source : from.infos()) {
       if (source.name != name) continue;
-      expects(source.shape == info.shape, "the identifier and the encoder it starts from differ in shape");
+      expects(source.shape == info.shape,
+              "the identifier and the encoder it starts from differ in shape");
       auto const weights = from.span(source);
       std::copy(weights.begin(), weights.end(), values.begin());
       found = true;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// exp and tanh without branches or calls, so that loops over them become SIMD code in any compiler and on any device.
+// exp and tanh without branches or calls, so that loops over them become SIMD code in any compiler
+// and on any device.
 
 #include <bit>
 #include <cmath>
@@ -11,9 +12,10 @@
 
 namespace emprl {
 
-/// e^x in float, within 2 units in the last place for results in the normal range; 0 below it (also for -inf), +inf above,
-/// NaN for NaN. Cody–Waite reduction to |r| <= ln2/2, then a polynomial of degree 6 whose
-/// coefficients, 1 and 1 aside, minimise the largest relative error (0.07 units of rounding).
+/// e^x in float, within 2 units in the last place for results in the normal range; 0 below it (also
+/// for -inf), +inf above, NaN for NaN. Cody–Waite reduction to |r| <= ln2/2, then a polynomial of
+/// degree 6 whose coefficients, 1 and 1 aside, minimise the largest relative error (0.07 units of
+/// rounding).
 EMPRL_HD inline float exp_branchless(float x) {
   float const clamped = x < -87.3f ? -87.3f : (x > 88.7228f ? 88.7228f : x);
   // Adding 1.5 * 2^23 rounds to the nearest integer in the low mantissa bits.
@@ -39,7 +41,9 @@ EMPRL_HD inline float exp_branchless(float x) {
 }
 
 /// e^x in double: the library's own.
-EMPRL_HD inline double exp_branchless(double x) { return std::exp(x); }
+EMPRL_HD inline double exp_branchless(double x) {
+  return std::exp(x);
+}
 
 /// tanh x = sign(x) (1 - 2 / (e^(2|x|) + 1)); absolute error below 2 units of the format at 1.
 EMPRL_HD inline float tanh_branchless(float x) {
@@ -48,6 +52,8 @@ EMPRL_HD inline float tanh_branchless(float x) {
   return x < 0.0f ? -y : y;
 }
 
-EMPRL_HD inline double tanh_branchless(double x) { return std::tanh(x); }
+EMPRL_HD inline double tanh_branchless(double x) {
+  return std::tanh(x);
+}
 
 }  // namespace emprl

@@ -14,10 +14,11 @@ enum class Direction { bidirectional, unidirectional };
 
 /// The bucket of a key that stands `relative` = key position - query position away.
 ///
-/// Half of the buckets are exact distances 0, 1, 2, ...; the rest grow logarithmically up to `max_distance`, beyond which
-/// all distances share the last. Bidirectional tables split the buckets between keys at or before the query and keys after;
-/// unidirectional ones put all later keys in bucket 0. The logarithm is taken in float, as the original does, so that
-/// distances on a boundary fall on the same side.
+/// Half of the buckets are exact distances 0, 1, 2, ...; the rest grow logarithmically up to
+/// `max_distance`, beyond which all distances share the last. Bidirectional tables split the
+/// buckets between keys at or before the query and keys after; unidirectional ones put all later
+/// keys in bucket 0. The logarithm is taken in float, as the original does, so that distances on a
+/// boundary fall on the same side.
 inline int relative_bucket(index_t relative, Direction direction, int buckets, int max_distance) {
   int bucket = 0;
   index_t distance = 0;

@@ -10,7 +10,8 @@
 
 namespace emprl::nn {
 
-/// Key and value vectors in front of a layer's own (Li & Liang 2021); the same for every batch row. P positions.
+/// Key and value vectors in front of a layer's own (Li & Liang 2021); the same for every batch row.
+/// P positions.
 template <class T, class D>
 struct PrefixKeys {
   TensorView<T, 2, D> key;    // (P, H*Dh), empty for none
@@ -38,18 +39,19 @@ struct CrossAttentionInputs {
 /// The projections of an attention layer. T5's have no biases; the empathy identifier's have.
 template <Scalar T, Device D>
 struct AttentionParams {
-  TensorView<T, 2, D> q, k, v;                   // (H*Dh, C), neighbours in memory
-  TensorView<T, 2, D> o;                         // (C, H*Dh)
-  TensorView<T, 1, D> q_bias, k_bias, v_bias;    // (H*Dh), neighbours in memory; empty for none
-  TensorView<T, 1, D> o_bias;                    // (C)
+  TensorView<T, 2, D> q, k, v;                 // (H*Dh, C), neighbours in memory
+  TensorView<T, 2, D> o;                       // (C, H*Dh)
+  TensorView<T, 1, D> q_bias, k_bias, v_bias;  // (H*Dh), neighbours in memory; empty for none
+  TensorView<T, 1, D> o_bias;                  // (C)
 };
 
 namespace detail {
 
 /// The attention op's inputs, from the views of a layer.
 template <class T, class D>
-AttentionInputs<T, D> attention_inputs(In<T, 2, D> q, In<T, 2, D> k, In<T, 2, D> v, index_t heads, T scale,
-                                       PrefixKeys<T, D> const& prefix, DropoutKey dropout) {
+AttentionInputs<T, D> attention_inputs(In<T, 2, D> q, In<T, 2, D> k, In<T, 2, D> v, index_t heads,
+                                       T scale, PrefixKeys<T, D> const& prefix,
+                                       DropoutKey dropout) {
   AttentionInputs<T, D> in;
   in.q = q;
   in.k = k;
@@ -72,9 +74,9 @@ class SelfAttention {
   struct Context {
     TensorView<T const, 2, D> x;  // (N, C), borrowed
     SelfAttentionInputs<T, D> inputs;
-    TensorView<T, 2, D> qkv;      // (N, 3*H*Dh)
-    TensorView<T, 2, D> mixed;    // (N, H*Dh), before W_o
-    TensorView<T, 2, D> lse;      // (H, N)
+    TensorView<T, 2, D> qkv;    // (N, 3*H*Dh)
+    TensorView<T, 2, D> mixed;  // (N, H*Dh), before W_o
+    TensorView<T, 2, D> lse;    // (H, N)
     DropoutKey dropout;
   };
 
@@ -100,13 +102,15 @@ class SelfAttention {
     context.mixed = dev.saved.template allocate<T, 2>({x.extent(0), width});
     context.lse = dev.saved.template allocate<T, 2>({heads_, x.extent(0)});
     linear_forward(dev, context.qkv, x, stacked(p.q, p.k, p.v));
-    attention_forward(dev, context.mixed, context.lse, op_inputs(inputs, context.qkv, context.dropout));
+    attention_forward(dev, context.mixed, context.lse,
+                      op_inputs(inputs, context.qkv, context.dropout));
     linear_forward(dev, y, context.mixed, p.o);
   }
 
   /// grads, dbias, dprefix += (empty views: not needed); dx = .
-  void backward(D& dev, Params const& p, Params const& grads, In<T, 2, D> dy, TensorView<T, 2, D> dx,
-                Context const& context, TensorView<T, 2, D> dbias, PrefixKeys<T, D> const& dprefix) const {
+  void backward(D& dev, Params const& p, Params const& grads, In<T, 2, D> dy,
+                TensorView<T, 2, D> dx, Context const& context, TensorView<T, 2, D> dbias,
+                PrefixKeys<T, D> const& dprefix) const {
     ArenaScope scope(dev.scratch);
     index_t const width = p.q.extent(0);
     auto dmixed = dev.scratch.template allocate<T, 2>({dy.extent(0), width});
@@ -119,8 +123,8 @@ class SelfAttention {
     out.dbias = dbias;
     out.dprefix_k = dprefix.key;
     out.dprefix_v = dprefix.value;
-    attention_backward(dev, out, op_inputs(context.inputs, context.qkv, context.dropout), context.mixed,
-                       context.lse, dmixed);
+    attention_backward(dev, out, op_inputs(context.inputs, context.qkv, context.dropout),
+                       context.mixed, context.lse, dmixed);
     linear_backward(dev, dx, stacked(grads.q, grads.k, grads.v), {}, dqkv, context.x,
                     stacked(p.q, p.k, p.v));
   }
@@ -144,7 +148,8 @@ class SelfAttention {
   Mask mask_;
 };
 
-/// y = W_o attention(W_q x, W_k memory, W_v memory) (+ biases).      Nq, Nk rows, C model, H heads of width Dh.
+/// y = W_o attention(W_q x, W_k memory, W_v memory) (+ biases).      Nq, Nk rows, C model, H heads
+/// of width Dh.
 template <Scalar T, Device D>
 class CrossAttention {
  public:
@@ -152,16 +157,17 @@ class CrossAttention {
   struct Context {
     TensorView<T const, 2, D> x;  // (Nq, C), borrowed
     CrossAttentionInputs<T, D> inputs;
-    TensorView<T, 2, D> q;        // (Nq, H*Dh)
-    TensorView<T, 2, D> kv;       // (Nk, 2*H*Dh)
-    TensorView<T, 2, D> mixed;    // (Nq, H*Dh), before W_o
-    TensorView<T, 2, D> lse;      // (H, Nq)
+    TensorView<T, 2, D> q;      // (Nq, H*Dh)
+    TensorView<T, 2, D> kv;     // (Nk, 2*H*Dh)
+    TensorView<T, 2, D> mixed;  // (Nq, H*Dh), before W_o
+    TensorView<T, 2, D> lse;    // (H, Nq)
     DropoutKey dropout;
   };
 
   CrossAttention(index_t heads, T scale) : heads_(heads), scale_(scale) {}
 
-  /// Keys and values of the memory, side by side in kv (Nk, 2*H*Dh). Decoding computes them once and caches them.
+  /// Keys and values of the memory, side by side in kv (Nk, 2*H*Dh). Decoding computes them once
+  /// and caches them.
   void project_memory(D& dev, Params const& p, In<T, 2, D> memory, TensorView<T, 2, D> kv) const {
     linear_forward(dev, kv, memory, stacked(p.k, p.v), stacked(p.k_bias, p.v_bias));
   }
@@ -197,8 +203,8 @@ class CrossAttention {
   }
 
   /// grads, dprefix += ; dx = ; dmemory += (empty views: not needed).
-  void backward(D& dev, Params const& p, Params const& grads, In<T, 2, D> dy, TensorView<T, 2, D> dx,
-                TensorView<T, 2, D> dmemory, Context const& context,
+  void backward(D& dev, Params const& p, Params const& grads, In<T, 2, D> dy,
+                TensorView<T, 2, D> dx, TensorView<T, 2, D> dmemory, Context const& context,
                 PrefixKeys<T, D> const& dprefix) const {
     ArenaScope scope(dev.scratch);
     index_t const width = p.q.extent(0);
@@ -215,8 +221,8 @@ class CrossAttention {
     attention_backward(dev, out, op_inputs(context.inputs, context.q, context.kv, context.dropout),
                        context.mixed, context.lse, dmixed);
     linear_backward(dev, dx, grads.q, grads.q_bias, dq, context.x, p.q);
-    linear_backward(dev, dmemory, stacked(grads.k, grads.v), stacked(grads.k_bias, grads.v_bias), dkv,
-                    context.inputs.memory, stacked(p.k, p.v), Write::accumulate);
+    linear_backward(dev, dmemory, stacked(grads.k, grads.v), stacked(grads.k_bias, grads.v_bias),
+                    dkv, context.inputs.memory, stacked(p.k, p.v), Write::accumulate);
   }
 
  private:

@@ -12,7 +12,8 @@ namespace emprl::nn {
 
 enum class Activation { relu, gated_gelu };
 
-/// y = W_o dropout(relu(W_i x))   or   y = W_o dropout(gelu_new(W_i0 x) * W_i1 x).      N rows, C model, F feed-forward.
+/// y = W_o dropout(relu(W_i x))   or   y = W_o dropout(gelu_new(W_i0 x) * W_i1 x).      N rows, C
+/// model, F feed-forward.
 template <Scalar T, Device D>
 class FeedForward {
  public:
@@ -22,9 +23,9 @@ class FeedForward {
     TensorView<T, 2, D> wo;  // (C, F)
   };
   struct Context {
-    TensorView<T const, 2, D> x;       // (N, C), borrowed
-    TensorView<T, 2, D> projected;     // (N, 2F) before the activation, gated form only
-    TensorView<T, 2, D> hidden;        // (N, F) after activation and dropout
+    TensorView<T const, 2, D> x;    // (N, C), borrowed
+    TensorView<T, 2, D> projected;  // (N, 2F) before the activation, gated form only
+    TensorView<T, 2, D> hidden;     // (N, F) after activation and dropout
     DropoutKey dropout;
   };
 
@@ -60,15 +61,15 @@ class FeedForward {
       linear_forward(dev, context.projected, x, stacked(p.wi, p.wg));
       gated_gelu_forward(dev, context.hidden, context.projected);
     }
-    // ReLU's gradient asks only which outputs are positive; a dropped one is zero and passes nothing back either way, so
-    // that the values before dropout need not be kept.
+    // ReLU's gradient asks only which outputs are positive; a dropped one is zero and passes
+    // nothing back either way, so that the values before dropout need not be kept.
     dropout_apply(dev, context.hidden, context.dropout);
     linear_forward(dev, y, context.hidden, p.wo);
   }
 
   /// grads += ; dx = .
-  void backward(D& dev, Params const& p, Params const& grads, In<T, 2, D> dy, TensorView<T, 2, D> dx,
-                Context const& context) const {
+  void backward(D& dev, Params const& p, Params const& grads, In<T, 2, D> dy,
+                TensorView<T, 2, D> dx, Context const& context) const {
     ArenaScope scope(dev.scratch);
     index_t const n = dy.extent(0);
     index_t const f = p.wi.extent(0);

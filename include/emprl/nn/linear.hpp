@@ -32,13 +32,14 @@ class Linear {
   void inference(D& dev, Params const& p, In<T, 2, D> x, TensorView<T, 2, D> y) const {
     linear_forward(dev, y, x, p.weight, p.bias);
   }
-  void forward(D& dev, Params const& p, In<T, 2, D> x, TensorView<T, 2, D> y, Context& context) const {
+  void forward(D& dev, Params const& p, In<T, 2, D> x, TensorView<T, 2, D> y,
+               Context& context) const {
     context.x = x;
     inference(dev, p, x, y);
   }
   /// grads += ; dx = (empty: not needed).
-  void backward(D& dev, Params const& p, Params const& grads, In<T, 2, D> dy, TensorView<T, 2, D> dx,
-                Context const& context) const {
+  void backward(D& dev, Params const& p, Params const& grads, In<T, 2, D> dy,
+                TensorView<T, 2, D> dx, Context const& context) const {
     linear_backward(dev, dx, grads.weight, grads.bias, dy, context.x, p.weight);
   }
 };

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Named parameters in one flat piece of memory. A model's parameters are a struct of views; its member
+// Named parameters in one flat piece of memory. A model's parameters are a struct of views; its
+// member
 //   visit(Config const&, f)
-// calls f(name, view, extents) for each of them, always in the same order, and is the only place that knows names and shapes.
-// Values, gradients and optimiser moments then share one layout, optimisers and checkpoints work on spans, and weights that
-// are visited one after the other (query, key, value) can be used as one matrix.
+// calls f(name, view, extents) for each of them, always in the same order, and is the only place
+// that knows names and shapes. Values, gradients and optimiser moments then share one layout,
+// optimisers and checkpoints work on spans, and weights that are visited one after the other
+// (query, key, value) can be used as one matrix.
 
 #include <array>
 #include <string>
@@ -25,7 +27,8 @@ struct ParameterInfo {
   index_t size = 0;
 };
 
-/// The flat memory and the views into it. P is the struct of views; Config is what its `visit` needs to know the shapes.
+/// The flat memory and the views into it. P is the struct of views; Config is what its `visit`
+/// needs to know the shapes.
 template <class P, Scalar T, Device D>
 class ParameterStore {
  public:
@@ -54,7 +57,8 @@ class ParameterStore {
 
   /// The elements of one parameter.
   std::span<T> span(ParameterInfo const& info) const {
-    return data_.span().subspan(static_cast<std::size_t>(info.offset), static_cast<std::size_t>(info.size));
+    return data_.span().subspan(static_cast<std::size_t>(info.offset),
+                                static_cast<std::size_t>(info.size));
   }
 
  private:
@@ -63,15 +67,16 @@ class ParameterStore {
   std::vector<ParameterInfo> infos_;
 };
 
-/// Weight matrices that lie one after the other, as one matrix: (O1, I), (O2, I), ... become (O1 + O2 + ..., I). Empty views
-/// (gradients that are not wanted) give an empty view.
+/// Weight matrices that lie one after the other, as one matrix: (O1, I), (O2, I), ... become (O1 +
+/// O2 + ..., I). Empty views (gradients that are not wanted) give an empty view.
 /// @throws ShapeError if they are not neighbours in memory
 template <class T, class D, class... Rest>
 TensorView<T, 2, D> stacked(TensorView<T, 2, D> first, Rest... rest) {
   if (first.empty()) return {};
   index_t rows = first.extent(0);
-  ((expects(rest.data() == first.data() + rows * first.extent(1) && rest.extent(1) == first.extent(1),
-            "stacked weights must be neighbours in memory"),
+  ((expects(
+        rest.data() == first.data() + rows * first.extent(1) && rest.extent(1) == first.extent(1),
+        "stacked weights must be neighbours in memory"),
     rows += rest.extent(0)),
    ...);
   return {first.data(), {rows, first.extent(1)}};

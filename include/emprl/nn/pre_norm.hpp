@@ -11,7 +11,8 @@
 
 namespace emprl::nn {
 
-/// The residual branch around a sub-layer that its caller supplies as a function of (normalised input, output).
+/// The residual branch around a sub-layer that its caller supplies as a function of (normalised
+/// input, output).
 template <Scalar T, Device D>
 class PreNorm {
  public:
@@ -19,9 +20,9 @@ class PreNorm {
     TensorView<T, 1, D> weight;  // (C)
   };
   struct Context {
-    TensorView<T const, 2, D> x;   // (N, C), borrowed
-    TensorView<T, 2, D> normed;    // (N, C)
-    TensorView<T, 1, D> rstd;      // (N)
+    TensorView<T const, 2, D> x;  // (N, C), borrowed
+    TensorView<T, 2, D> normed;   // (N, C)
+    TensorView<T, 1, D> rstd;     // (N)
     DropoutKey dropout;
   };
 
@@ -52,7 +53,8 @@ class PreNorm {
     add(dev, y, x);
   }
 
-  /// On entry dx holds dy; on return the gradient of x. f_backward(dbranch, dnormed) writes dnormed. grads += .
+  /// On entry dx holds dy; on return the gradient of x. f_backward(dbranch, dnormed) writes
+  /// dnormed. grads += .
   template <class F>
   void backward(D& dev, Params const& p, Params const& grads, TensorView<T, 2, D> dx,
                 Context const& context, F&& f_backward) const {

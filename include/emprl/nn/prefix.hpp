@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The reparameterisation of prefix-tuning (Li & Liang 2021): the prefix vectors are not trained themselves, but produced by a
-// small network, which trains more steadily. Afterwards the vectors are stored flat and the network is thrown away.
+// The reparameterisation of prefix-tuning (Li & Liang 2021): the prefix vectors are not trained
+// themselves, but produced by a small network, which trains more steadily. Afterwards the vectors
+// are stored flat and the network is thrown away.
 
 #include "emprl/nn/linear.hpp"
 #include "emprl/nn/parameters.hpp"
@@ -10,7 +11,8 @@
 
 namespace emprl::nn {
 
-/// flat = W_2 tanh(W_1 e + b_1) + b_2, with a trained e for each of P positions.      P positions, M hidden, O outputs.
+/// flat = W_2 tanh(W_1 e + b_1) + b_2, with a trained e for each of P positions.      P positions,
+/// M hidden, O outputs.
 template <Scalar T, Device D>
 class PrefixNetwork {
  public:
@@ -20,13 +22,14 @@ class PrefixNetwork {
     index_t outputs = 0;  // O
   };
   struct Params {
-    TensorView<T, 2, D> embedding;  // (P, M)
-    typename Linear<T, D>::Params up;      // (M, M)
-    typename Linear<T, D>::Params down;    // (O, M)
+    TensorView<T, 2, D> embedding;       // (P, M)
+    typename Linear<T, D>::Params up;    // (M, M)
+    typename Linear<T, D>::Params down;  // (O, M)
 
     template <class F>
     void visit(std::string const& prefix, Shape const& shape, F&& f) {
-      f(prefix + ".embedding.weight", embedding, std::array<index_t, 2>{shape.length, shape.hidden});
+      f(prefix + ".embedding.weight", embedding,
+        std::array<index_t, 2>{shape.length, shape.hidden});
       up.visit(prefix + ".up", shape.hidden, shape.hidden, f);
       down.visit(prefix + ".down", shape.outputs, shape.hidden, f);
     }

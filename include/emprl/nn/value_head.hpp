@@ -34,7 +34,8 @@ class ValueHead {
   };
 
   void inference(D& dev, Params const& p, In<T, 2, D> x, TensorView<T, 1, D> value) const {
-    linear_forward(dev, TensorView<T, 2, D>(value.data(), {value.extent(0), 1}), x, p.weight, p.bias);
+    linear_forward(dev, TensorView<T, 2, D>(value.data(), {value.extent(0), 1}), x, p.weight,
+                   p.bias);
   }
   void forward(D& dev, Params const& p, In<T, 2, D> x, TensorView<T, 1, D> value,
                Context& context) const {
@@ -42,10 +43,11 @@ class ValueHead {
     inference(dev, p, x, value);
   }
   /// grads += ; dx += : the hidden state has another gradient from the policy.
-  void backward(D& dev, Params const& p, Params const& grads, In<T, 1, D> dvalue, TensorView<T, 2, D> dx,
-                Context const& context) const {
+  void backward(D& dev, Params const& p, Params const& grads, In<T, 1, D> dvalue,
+                TensorView<T, 2, D> dx, Context const& context) const {
     In<T, 2, D> const column(dvalue.data(), {dvalue.extent(0), 1});
-    linear_backward(dev, dx, grads.weight, grads.bias, column, context.x, p.weight, Write::accumulate);
+    linear_backward(dev, dx, grads.weight, grads.bias, column, context.x, p.weight,
+                    Write::accumulate);
   }
 };
 

@@ -3,13 +3,16 @@
 
 // Attention over ragged batches with a learned relative bias and prefix keys, forward and backward.
 //
-// For batch row b, head h, query i and key j of the same row (positions count from the row's first token):
-//   s[i,j] = scale q[i] . k[j] + bias[h, j - i - first],   p = softmax_j s,   o[i] = sum_j p[i,j] v[j]
-// Prefix keys, the same for all rows, stand before the row's own keys, take no bias and are never masked. Causal attention
-// sees the prefix and keys j <= i. T5 uses scale 1: there is no 1/sqrt(d) unless it is asked for.
+// For batch row b, head h, query i and key j of the same row (positions count from the row's first
+// token):
+//   s[i,j] = scale q[i] . k[j] + bias[h, j - i - first]
+//   p = softmax_j s,   o[i] = sum_j p[i,j] v[j]
+// Prefix keys, the same for all rows, stand before the row's own keys, take no bias and are never
+// masked. Causal attention sees the prefix and keys j <= i. T5 uses scale 1: there is no 1/sqrt(d)
+// unless it is asked for.
 //
-// Only the log-sum-exp of each query's scores is kept for the backward pass (Dao et al. 2022), which computes the
-// probabilities again. A query without any key gives zeros.
+// Only the log-sum-exp of each query's scores is kept for the backward pass (Dao et al. 2022),
+// which computes the probabilities again. A query without any key gives zeros.
 
 #include <algorithm>
 #include <cmath>
@@ -28,23 +31,23 @@ namespace emprl {
 /// Which keys of its own row a query sees.
 enum class Mask { full, causal };
 
-/// The inputs that both directions of attention share. Dimensions: Nq, Nk packed query and key rows; H heads of width Dh side
-/// by side in H*Dh columns; P prefix keys; R distances.
+/// The inputs that both directions of attention share. Dimensions: Nq, Nk packed query and key
+/// rows; H heads of width Dh side by side in H*Dh columns; P prefix keys; R distances.
 template <Scalar T, Device D>
 struct AttentionInputs {
-  TensorView<T const, 2, D> q;                      // (Nq, H*Dh)
-  TensorView<T const, 2, D> k;                      // (Nk, H*Dh)
-  TensorView<T const, 2, D> v;                      // (Nk, H*Dh)
-  TensorView<index_t const, 1, D> q_offsets;        // (B+1)
-  TensorView<index_t const, 1, D> k_offsets;        // (B+1)
+  TensorView<T const, 2, D> q;                // (Nq, H*Dh)
+  TensorView<T const, 2, D> k;                // (Nk, H*Dh)
+  TensorView<T const, 2, D> v;                // (Nk, H*Dh)
+  TensorView<index_t const, 1, D> q_offsets;  // (B+1)
+  TensorView<index_t const, 1, D> k_offsets;  // (B+1)
   index_t heads = 1;
   T scale = T(1);
   Mask mask = Mask::full;
-  TensorView<T const, 2, D> bias;                   // (H, R), empty for none
-  index_t bias_first = 0;                           // the distance of bias column 0
-  TensorView<T const, 2, D> prefix_k;               // (P, H*Dh), empty for none
-  TensorView<T const, 2, D> prefix_v;               // (P, H*Dh)
-  DropoutKey dropout;                               // on the probabilities
+  TensorView<T const, 2, D> bias;      // (H, R), empty for none
+  index_t bias_first = 0;              // the distance of bias column 0
+  TensorView<T const, 2, D> prefix_k;  // (P, H*Dh), empty for none
+  TensorView<T const, 2, D> prefix_v;  // (P, H*Dh)
+  DropoutKey dropout;                  // on the probabilities
 };
 
 namespace detail {
@@ -52,16 +55,18 @@ namespace detail {
 template <Scalar T>
 void check_attention(AttentionInputs<T, Cpu> const& in) {
   index_t const width = in.q.extent(1);
-  expects(in.heads > 0 && width % in.heads == 0, "attention: the columns of q must divide among the heads");
+  expects(in.heads > 0 && width % in.heads == 0,
+          "attention: the columns of q must divide among the heads");
   expects(in.k.extent(1) == width && in.v.extent(1) == width && in.k.extent(0) == in.v.extent(0),
           "attention: q, k and v must have the same columns, k and v the same rows");
   expects(in.q_offsets.extent(0) == in.k_offsets.extent(0) && in.q_offsets.extent(0) >= 1,
           "attention: queries and keys must have the same number of ragged rows");
   index_t const last = in.q_offsets.extent(0) - 1;
-  bool rising = in.q_offsets(0) == 0 && in.k_offsets(0) == 0 && in.q_offsets(last) == in.q.extent(0) &&
-                in.k_offsets(last) == in.k.extent(0);
+  bool rising = in.q_offsets(0) == 0 && in.k_offsets(0) == 0 &&
+                in.q_offsets(last) == in.q.extent(0) && in.k_offsets(last) == in.k.extent(0);
   for (index_t b = 0; b < last; ++b) {
-    rising = rising && in.q_offsets(b) <= in.q_offsets(b + 1) && in.k_offsets(b) <= in.k_offsets(b + 1);
+    rising =
+        rising && in.q_offsets(b) <= in.q_offsets(b + 1) && in.k_offsets(b) <= in.k_offsets(b + 1);
   }
   expects(rising, "attention: offsets must rise from 0 to the number of packed rows");
   expects(in.prefix_k.extents() == in.prefix_v.extents() &&
@@ -79,7 +84,8 @@ void check_attention(AttentionInputs<T, Cpu> const& in) {
   }
 }
 
-/// One head of one ragged row: its keys and values, prefix first, transposed so that loops over keys are dense.
+/// One head of one ragged row: its keys and values, prefix first, transposed so that loops over
+/// keys are dense.
 template <class T>
 struct AttentionTile {
   index_t head_dim = 0, prefix = 0, keys = 0;  // keys counts the prefix too
@@ -93,7 +99,8 @@ struct AttentionTile {
     auto const gather = [&](std::vector<T>& to, auto const& head_rows, auto const& rows) {
       to.resize(static_cast<std::size_t>(head_dim * keys));
       for (index_t j = 0; j < keys; ++j) {
-        T const* const from = (j < prefix ? head_rows.row(j) : rows.row(first + j - prefix)) + h * head_dim;
+        T const* const from =
+            (j < prefix ? head_rows.row(j) : rows.row(first + j - prefix)) + h * head_dim;
         for (index_t d = 0; d < head_dim; ++d) to[static_cast<std::size_t>(d * keys + j)] = from[d];
       }
     };
@@ -107,8 +114,8 @@ struct AttentionTile {
   }
 };
 
-/// y[j] = sum_d x[d] m[d, j], j in [0, n): a row times a matrix with row stride `stride`. Four rows of m at a time, so that y
-/// is loaded and stored a quarter as often.
+/// y[j] = sum_d x[d] m[d, j], j in [0, n): a row times a matrix with row stride `stride`. Four rows
+/// of m at a time, so that y is loaded and stored a quarter as often.
 template <class T>
 void row_times_matrix(T const* x, T const* m, index_t stride, index_t depth, index_t n, T* y) {
   std::fill(y, y + n, T(0));
@@ -129,8 +136,8 @@ void row_times_matrix(T const* x, T const* m, index_t stride, index_t depth, ind
 
 /// Scores of query i of row b in head h against the first n keys of the tile.
 template <class T>
-void attention_scores(AttentionInputs<T, Cpu> const& in, AttentionTile<T> const& tile, index_t b, index_t h,
-                      index_t i, index_t n, T* s) {
+void attention_scores(AttentionInputs<T, Cpu> const& in, AttentionTile<T> const& tile, index_t b,
+                      index_t h, index_t i, index_t n, T* s) {
   T const* const q = in.q.row(in.q_offsets(b) + i) + h * tile.head_dim;
   row_times_matrix(q, tile.k_t.data(), tile.keys, tile.head_dim, n, s);
   if (in.scale != T(1)) {
@@ -199,7 +206,8 @@ void attention_forward(Cpu& dev, Out<T, 2, Cpu> o, OptionalOut<T, 2, Cpu> lse,
           if (!lse.empty()) lse(h, first + i) = most + std::log(sum);
           T const inverse = T(1) / sum;
           if (in.dropout.active()) {
-            dropout_factors(in.dropout, detail::dropout_row(first + i, in.heads, h), 0, factor.data(), n);
+            dropout_factors(in.dropout, detail::dropout_row(first + i, in.heads, h), 0,
+                            factor.data(), n);
             for (index_t j = 0; j < n; ++j) s[j] *= factor[static_cast<std::size_t>(j)];
           }
           for (index_t j = 0; j < n; ++j) {
@@ -227,10 +235,12 @@ struct AttentionGradients {
 };
 
 /// Gradients of attention_forward. With p recomputed from lse and f the dropout factors:
-///   dp = f (do . v),  ds = p (dp - do . o),  dq = scale ds k,  dk = scale ds^T q,  dv = (f p)^T do,  dbias[h, j-i-first] += ds
-/// Sums over ragged rows (bias, prefix) are taken by each thread over its share of the rows, then over threads in order: the
-/// same for the same number of threads.
-/// @param out  `=` and `+=` as its fields say      @param o, lse as written by attention_forward      @param d_o (Nq, H*Dh)
+///   dp = f (do . v),  ds = p (dp - do . o)
+///   dq = scale ds k,  dk = scale ds^T q,  dv = (f p)^T do,  dbias[h, j-i-first] += ds
+/// Sums over ragged rows (bias, prefix) are taken by each thread over its share of the rows, then
+/// over threads in order: the same for the same number of threads.
+/// @param out  `=` and `+=` as its fields say      @param o, lse as written by attention_forward
+/// @param d_o (Nq, H*Dh)
 /// @throws ShapeError if extents disagree
 template <Scalar T>
 void attention_backward(Cpu& dev, AttentionGradients<T, Cpu> const& out,
@@ -257,7 +267,8 @@ void attention_backward(Cpu& dev, AttentionGradients<T, Cpu> const& out,
   index_t const prefix_size = want_prefix ? out.dprefix_k.size() : 0;
   ArenaScope scope(dev.scratch);
   auto partial = dev.scratch.template allocate<T, 2>({chunks, bias_size + 2 * prefix_size});
-  for (index_t c = 0; c < chunks; ++c) std::fill(partial.row(c), partial.row(c) + partial.extent(1), T(0));
+  for (index_t c = 0; c < chunks; ++c)
+    std::fill(partial.row(c), partial.row(c) + partial.extent(1), T(0));
 
   detail::for_each_chunk(dev, rows, [&](index_t chunk, index_t begin, index_t end) {
     T* const my_bias = partial.row(chunk);
@@ -293,13 +304,14 @@ void attention_backward(Cpu& dev, AttentionGradients<T, Cpu> const& out,
           for (index_t j = 0; j < n; ++j) p[j] = exp_branchless(p[j] - log_sum);
           T const* const g = d_o.row(first + i) + h * width;
           T const* const y = o.row(first + i) + h * width;
-          // In the order of summation of row_times_matrix: a query that attends to one key alone has delta == dp to the
-          // last bit, and its score no gradient.
+          // In the order of summation of row_times_matrix: a query that attends to one key alone
+          // has delta == dp to the last bit, and its score no gradient.
           T delta = T(0);
           detail::row_times_matrix(g, y, 1, width, 1, &delta);
           detail::row_times_matrix(g, tile.v_t.data(), tile.keys, width, n, ds);
           if (in.dropout.active()) {
-            dropout_factors(in.dropout, detail::dropout_row(first + i, in.heads, h), 0, factor.data(), n);
+            dropout_factors(in.dropout, detail::dropout_row(first + i, in.heads, h), 0,
+                            factor.data(), n);
             for (index_t j = 0; j < n; ++j) {
               auto const u = static_cast<std::size_t>(j);
               pf[j] = p[j] * factor[u];
@@ -343,7 +355,8 @@ void attention_backward(Cpu& dev, AttentionGradients<T, Cpu> const& out,
             gradient_q[d] = sum;
           }
         }
-        auto const scatter = [&](std::vector<T> const& from, TensorView<T, 2, Cpu> to, T* to_prefix) {
+        auto const scatter = [&](std::vector<T> const& from, TensorView<T, 2, Cpu> to,
+                                 T* to_prefix) {
           for (index_t j = 0; j < tile.keys; ++j) {
             for (index_t d = 0; d < width; ++d) {
               T const x = from[static_cast<std::size_t>(d * tile.keys + j)];

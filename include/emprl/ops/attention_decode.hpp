@@ -25,7 +25,8 @@ struct CachedKeys {
   TensorView<index_t const, 1, D> length;  // (A)
 };
 
-/// o[a] = sum_j softmax_j(q[a] . k[j] + bias[h, j]) v[j] over the prefix (no bias), then the cached keys of active row a.
+/// o[a] = sum_j softmax_j(q[a] . k[j] + bias[h, j]) v[j] over the prefix (no bias), then the cached
+/// keys of active row a.
 /// @param o (A, H*Dh), written      @param q (A, H*Dh)
 /// @param bias (H, at least the longest length): the bias of the j-th cached key; empty for none
 /// @param prefix_k, prefix_v (P, H*Dh), empty for none
@@ -42,7 +43,8 @@ void attention_decode(Cpu& dev, Out<T, 2, Cpu> o, In<T, 2, Cpu> q,
   expects(cache.v.extent(0) == cache.k.extent(0) && (bias.empty() || bias.extent(0) == heads) &&
               prefix_k.extents() == prefix_v.extents() &&
               (prefix_k.empty() || prefix_k.extent(1) == q.extent(1)),
-          "attention_decode: as many values as keys, the bias one row a head, a prefix as wide as queries");
+          "attention_decode: as many values as keys, the bias one row a head, a prefix as wide as "
+          "queries");
   for (index_t a = 0; a < active; ++a) {
     expects(cache.begin(a) >= 0 && cache.length(a) >= 0 &&
                 cache.begin(a) + cache.length(a) <= cache.k.extent(0) &&

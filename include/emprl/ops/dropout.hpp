@@ -14,7 +14,8 @@
 
 namespace emprl {
 
-/// Where in a run a mask is drawn. `site` tells the places of one pass apart; probability 0 means no dropout at all.
+/// Where in a run a mask is drawn. `site` tells the places of one pass apart; probability 0 means
+/// no dropout at all.
 struct DropoutKey {
   double probability = 0;
   std::uint64_t seed = 0;
@@ -41,12 +42,13 @@ class DropoutSites {
   DropoutKey next_;
 };
 
-/// The factors of columns first .. first + n of one row: 0 with the key's probability, else 1 / (1 - probability).
-/// `first` is a multiple of 128.
-/// A decision takes 16 random bits, so that one Philox block serves eight; the probability is thereby a multiple of 2^-16 and
-/// the factor is exact for that multiple. The loop over lanes is written for SIMD.
+/// The factors of columns first .. first + n of one row: 0 with the key's probability, else 1 / (1
+/// - probability). `first` is a multiple of 128. A decision takes 16 random bits, so that one
+/// Philox block serves eight; the probability is thereby a multiple of 2^-16 and the factor is
+/// exact for that multiple. The loop over lanes is written for SIMD.
 template <Scalar T>
-void dropout_factors(DropoutKey const& key, std::uint32_t row, index_t first, T* factor, index_t n) {
+void dropout_factors(DropoutKey const& key, std::uint32_t row, index_t first, T* factor,
+                     index_t n) {
   constexpr index_t lanes = 16;
   constexpr index_t group = lanes * 8;
   auto const threshold = static_cast<std::uint32_t>(key.probability * 65536.0 + 0.5);

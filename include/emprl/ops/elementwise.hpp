@@ -38,7 +38,8 @@ inline void check_segments(TensorView<index_t const, 1, Cpu> offsets, index_t ro
 template <Scalar T>
 void copy(Cpu& dev, Out<T, 2, Cpu> y, In<T, 2, Cpu> x) {
   expects(y.extent(1) == x.extent(1), "copy: the numbers of columns disagree");
-  detail::for_each_row(dev, [c = y.extent(1)](T* a, T const* b) { std::copy(b, b + c, a); }, y, x);
+  detail::for_each_row(
+      dev, [c = y.extent(1)](T* a, T const* b) { std::copy(b, b + c, a); }, y, x);
 }
 
 /// y += x.     y, x (N, C)
@@ -56,7 +57,8 @@ void add(Cpu& dev, Out<T, 2, Cpu> y, In<T, 2, Cpu> x) {
 /// y = value.
 template <Scalar T>
 void fill(Cpu& dev, Out<T, 2, Cpu> y, std::type_identity_t<T> value) {
-  detail::for_each_row(dev, [c = y.extent(1), value](T* a) { std::fill(a, a + c, value); }, y);
+  detail::for_each_row(
+      dev, [c = y.extent(1), value](T* a) { std::fill(a, a + c, value); }, y);
 }
 
 /// x *= factor.
@@ -82,7 +84,8 @@ void relu_forward(Cpu& dev, Out<T, 2, Cpu> y, In<T, 2, Cpu> x) {
       y, x);
 }
 
-/// dx = dy where y > 0, else 0 (the derivative at 0 is 0).     dx may alias dy; y is the output of the forward pass
+/// dx = dy where y > 0, else 0 (the derivative at 0 is 0).     dx may alias dy; y is the output of
+/// the forward pass
 template <Scalar T>
 void relu_backward(Cpu& dev, Out<T, 2, Cpu> dx, In<T, 2, Cpu> dy, In<T, 2, Cpu> y) {
   expects(dx.extent(1) == dy.extent(1) && dx.extent(1) == y.extent(1),
@@ -98,7 +101,8 @@ void relu_backward(Cpu& dev, Out<T, 2, Cpu> dx, In<T, 2, Cpu> dy, In<T, 2, Cpu> 
 /// Gated GELU (Shazeer 2020): y[n,f] = gelu_new(x[n,f]) * x[n,F+f].     y (N, F), x (N, 2F)
 template <Scalar T>
 void gated_gelu_forward(Cpu& dev, Out<T, 2, Cpu> y, In<T, 2, Cpu> x) {
-  expects(x.extent(1) == 2 * y.extent(1), "gated_gelu: the input must be twice as wide as the output");
+  expects(x.extent(1) == 2 * y.extent(1),
+          "gated_gelu: the input must be twice as wide as the output");
   detail::for_each_row(
       dev,
       [f = y.extent(1)](T* a, T const* b) {
@@ -107,7 +111,8 @@ void gated_gelu_forward(Cpu& dev, Out<T, 2, Cpu> y, In<T, 2, Cpu> x) {
       y, x);
 }
 
-/// dx[n,f] = dy gelu_new'(x[n,f]) x[n,F+f],  dx[n,F+f] = dy gelu_new(x[n,f]).     dx (N, 2F) may not alias dy (N, F)
+/// dx[n,f] = dy gelu_new'(x[n,f]) x[n,F+f],  dx[n,F+f] = dy gelu_new(x[n,f]).     dx (N, 2F) may
+/// not alias dy (N, F)
 template <Scalar T>
 void gated_gelu_backward(Cpu& dev, Out<T, 2, Cpu> dx, In<T, 2, Cpu> dy, In<T, 2, Cpu> x) {
   expects(dx.extent(1) == 2 * dy.extent(1) && x.extent(1) == dx.extent(1),
@@ -148,12 +153,14 @@ void tanh_backward(Cpu& dev, Out<T, 2, Cpu> dx, In<T, 2, Cpu> dy, In<T, 2, Cpu> 
       dx, dy, y);
 }
 
-/// The mean of each ragged row's vectors: y[b,:] = mean of x[n,:], offsets[b] <= n < offsets[b+1]; an empty row gives zeros.
+/// The mean of each ragged row's vectors: y[b,:] = mean of x[n,:], offsets[b] <= n < offsets[b+1];
+/// an empty row gives zeros.
 /// @param y (B, C), written      @param x (N, C)      @param offsets (B+1)
 template <Scalar T>
 void segment_mean_forward(Cpu& dev, Out<T, 2, Cpu> y, In<T, 2, Cpu> x,
                           TensorView<index_t const, 1, Cpu> offsets) {
-  expects(offsets.extent(0) == y.extent(0) + 1, "segment_mean: one row of output for each ragged row");
+  expects(offsets.extent(0) == y.extent(0) + 1,
+          "segment_mean: one row of output for each ragged row");
   detail::check_segments(offsets, x.extent(0));
   expects(y.extent(1) == x.extent(1), "segment_mean: the numbers of columns disagree");
   parallel_for(dev, y.extent(0), 4, [&](index_t begin, index_t end) {
@@ -174,7 +181,8 @@ void segment_mean_forward(Cpu& dev, Out<T, 2, Cpu> y, In<T, 2, Cpu> x,
 template <Scalar T>
 void segment_mean_backward(Cpu& dev, Out<T, 2, Cpu> dx, In<T, 2, Cpu> dy,
                            TensorView<index_t const, 1, Cpu> offsets) {
-  expects(offsets.extent(0) == dy.extent(0) + 1, "segment_mean: one row of output for each ragged row");
+  expects(offsets.extent(0) == dy.extent(0) + 1,
+          "segment_mean: one row of output for each ragged row");
   detail::check_segments(offsets, dx.extent(0));
   expects(dx.extent(1) == dy.extent(1), "segment_mean: the numbers of columns disagree");
   parallel_for(dev, dy.extent(0), 4, [&](index_t begin, index_t end) {

@@ -20,8 +20,8 @@ namespace detail {
 inline void check_ids(TensorView<std::int32_t const, 1, Cpu> ids, index_t rows) {
   for (index_t i = 0; i < ids.extent(0); ++i) {
     if (ids(i) < 0 || ids(i) >= rows) {
-      throw ShapeError("embedding: token id " + std::to_string(ids(i)) + " is not a row of a table of " +
-                       std::to_string(rows));
+      throw ShapeError("embedding: token id " + std::to_string(ids(i)) +
+                       " is not a row of a table of " + std::to_string(rows));
     }
   }
 }
@@ -45,7 +45,8 @@ void embedding_forward(Cpu& dev, Out<T, 2, Cpu> y, In<T, 2, Cpu> table,
   });
 }
 
-/// dtable[ids[n],:] += dy[n,:]. Threads share the columns, so that the order of a sum never depends on them.
+/// dtable[ids[n],:] += dy[n,:]. Threads share the columns, so that the order of a sum never depends
+/// on them.
 /// @param dtable (V, C), accumulated      @param dy (N, C)      @param ids (N)
 /// @throws ShapeError if extents disagree or an id is not a row of the table
 template <Scalar T>

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The seam to matrix multiplication. This header holds the vocabulary; ops/gemm_cpu.hpp the CPU's implementation, kept apart
-// because it includes Eigen or oneDNN, which must not reach code that nvcc compiles.
+// The seam to matrix multiplication. This header holds the vocabulary; ops/gemm_cpu.hpp the CPU's
+// implementation, kept apart because it includes Eigen or oneDNN, which must not reach code that
+// nvcc compiles.
 //
 //   gemm(dev, ta, tb, alpha, a, b, beta, c):   c = alpha op(a) op(b) + beta c
 //

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Matrix multiplication on the CPU: float by oneDNN where the build found it, all else by Eigen. oneDNN is used through its C
-// interface, which has not changed between versions 1 and 3.
+// Matrix multiplication on the CPU: float by oneDNN where the build found it, all else by Eigen.
+// oneDNN is used through its C interface, which has not changed between versions 1 and 3.
 
 #include <Eigen/Core>
 
@@ -28,8 +28,10 @@ void gemm_eigen(Trans ta, Trans tb, T alpha, TensorView<T const, 2, Cpu> a,
                 TensorView<T const, 2, Cpu> b, T beta, TensorView<T, 2, Cpu> c) {
   using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
   using Stride = Eigen::OuterStride<>;
-  Eigen::Map<Matrix const, 0, Stride> const ma(a.data(), a.extent(0), a.extent(1), Stride(a.stride(0)));
-  Eigen::Map<Matrix const, 0, Stride> const mb(b.data(), b.extent(0), b.extent(1), Stride(b.stride(0)));
+  Eigen::Map<Matrix const, 0, Stride> const ma(a.data(), a.extent(0), a.extent(1),
+                                               Stride(a.stride(0)));
+  Eigen::Map<Matrix const, 0, Stride> const mb(b.data(), b.extent(0), b.extent(1),
+                                               Stride(b.stride(0)));
   Eigen::Map<Matrix, 0, Stride> mc(c.data(), c.extent(0), c.extent(1), Stride(c.stride(0)));
   if (beta == T(0)) {
     mc.setZero();
@@ -39,16 +41,22 @@ void gemm_eigen(Trans ta, Trans tb, T alpha, TensorView<T const, 2, Cpu> a,
   if (ta == Trans::no && tb == Trans::no) mc.noalias() += alpha * (ma * mb);
   if (ta == Trans::no && tb == Trans::yes) mc.noalias() += alpha * (ma * mb.transpose());
   if (ta == Trans::yes && tb == Trans::no) mc.noalias() += alpha * (ma.transpose() * mb);
-  if (ta == Trans::yes && tb == Trans::yes) mc.noalias() += alpha * (ma.transpose() * mb.transpose());
+  if (ta == Trans::yes && tb == Trans::yes)
+    mc.noalias() += alpha * (ma.transpose() * mb.transpose());
 }
 
-/// While it lives, OpenMP regions that this thread opens have one thread. oneDNN and Eigen would else take every processor for
-/// a product that was found too small to split, or that was asked to stay on one thread.
+/// While it lives, OpenMP regions that this thread opens have one thread. oneDNN and Eigen would
+/// else take every processor for a product that was found too small to split, or that was asked to
+/// stay on one thread.
 class OneThread {
  public:
 #ifdef _OPENMP
-  OneThread() : before_(omp_get_max_threads()) { omp_set_num_threads(1); }
-  ~OneThread() { omp_set_num_threads(before_); }
+  OneThread() : before_(omp_get_max_threads()) {
+    omp_set_num_threads(1);
+  }
+  ~OneThread() {
+    omp_set_num_threads(before_);
+  }
 #else
   OneThread() = default;
 #endif
@@ -64,18 +72,19 @@ class OneThread {
 }  // namespace detail
 
 /// c = alpha op(a) op(b) + beta c (see ops/gemm.hpp).
-/// Work is split among threads by rows or columns of c, never along K: every sum is taken whole, by one thread.
+/// Work is split among threads by rows or columns of c, never along K: every sum is taken whole, by
+/// one thread.
 /// @throws ShapeError if the extents disagree
 template <Scalar T>
-void gemm(Cpu& dev, Trans ta, Trans tb, std::type_identity_t<T> alpha, In<T, 2, Cpu> a, In<T, 2, Cpu> b,
-          std::type_identity_t<T> beta, Out<T, 2, Cpu> c) {
+void gemm(Cpu& dev, Trans ta, Trans tb, std::type_identity_t<T> alpha, In<T, 2, Cpu> a,
+          In<T, 2, Cpu> b, std::type_identity_t<T> beta, Out<T, 2, Cpu> c) {
   index_t const m = ta == Trans::no ? a.extent(0) : a.extent(1);
   index_t const k = ta == Trans::no ? a.extent(1) : a.extent(0);
   index_t const n = tb == Trans::no ? b.extent(1) : b.extent(0);
   index_t const kb = tb == Trans::no ? b.extent(0) : b.extent(1);
   if (k != kb || c.extent(0) != m || c.extent(1) != n) {
-    throw ShapeError("gemm: the shapes do not fit: a " + shape_string(a) + ", b " + shape_string(b) +
-                     ", c " + shape_string(c));
+    throw ShapeError("gemm: the shapes do not fit: a " + shape_string(a) + ", b " +
+                     shape_string(b) + ", c " + shape_string(c));
   }
   if (m == 0 || n == 0) return;
   if (k == 0) {
@@ -95,10 +104,9 @@ void gemm(Cpu& dev, Trans ta, Trans tb, std::type_identity_t<T> alpha, In<T, 2, 
     [[maybe_unused]] detail::OneThread const guard;
 #ifdef EMPRL_HAS_ONEDNN
     if constexpr (std::same_as<T, float>) {
-      dnnl_status_t const status =
-          dnnl_sgemm(ta == Trans::no ? 'N' : 'T', tb == Trans::no ? 'N' : 'T', pc.extent(0),
-                     pc.extent(1), k, alpha, pa.data(), pa.stride(0), pb.data(), pb.stride(0), beta,
-                     pc.data(), pc.stride(0));
+      dnnl_status_t const status = dnnl_sgemm(
+          ta == Trans::no ? 'N' : 'T', tb == Trans::no ? 'N' : 'T', pc.extent(0), pc.extent(1), k,
+          alpha, pa.data(), pa.stride(0), pb.data(), pb.stride(0), beta, pc.data(), pc.stride(0));
       if (status != dnnl_success) {
         throw Error("gemm: oneDNN refused the product with status " + std::to_string(status));
       }
@@ -107,7 +115,8 @@ void gemm(Cpu& dev, Trans ta, Trans tb, std::type_identity_t<T> alpha, In<T, 2, 
 #endif
     detail::gemm_eigen<T>(ta, tb, alpha, pa, pb, beta, pc);
   };
-  // A thread should have at least this many multiply-adds to do, or waking it costs more than it saves.
+  // A thread should have at least this many multiply-adds to do, or waking it costs more than it
+  // saves.
   constexpr index_t worth_a_thread = 1 << 15;
   if (m >= n) {
     index_t const grain = std::max<index_t>(8, worth_a_thread / (n * k));

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// y = x W^T + b on packed rows, in terms of gemm. The same source serves every device that has gemm, add_bias and
-// sum_rows.
+// y = x W^T + b on packed rows, in terms of gemm. The same source serves every device that has
+// gemm, add_bias and sum_rows.
 
 #include "emprl/core/device.hpp"
 #include "emprl/core/parallel.hpp"
@@ -37,10 +37,14 @@ void sum_rows(Cpu& dev, Out<T, 1, Cpu> db, In<T, 2, Cpu> dy) {
 }
 
 /// y = x W^T + b.
-/// @param y  (N, O), written      @param x (N, I)      @param weight (O, I)      @param bias (O), or empty for none
+/// @param y  (N, O), written
+/// @param x (N, I)
+/// @param weight (O, I)
+/// @param bias (O), or empty for none
 /// @throws ShapeError if extents disagree
 template <Scalar T, Device D>
-void linear_forward(D& dev, Out<T, 2, D> y, In<T, 2, D> x, In<T, 2, D> weight, In<T, 1, D> bias = {}) {
+void linear_forward(D& dev, Out<T, 2, D> y, In<T, 2, D> x, In<T, 2, D> weight,
+                    In<T, 1, D> bias = {}) {
   gemm(dev, Trans::no, Trans::yes, T(1), x, weight, T(0), y);
   if (!bias.empty()) add_bias(dev, y, bias);
 }
@@ -49,8 +53,8 @@ void linear_forward(D& dev, Out<T, 2, D> y, In<T, 2, D> x, In<T, 2, D> weight, I
 /// Empty views for dx, dweight or dbias mean that the gradient is not needed and is not computed.
 /// @throws ShapeError if extents disagree
 template <Scalar T, Device D>
-void linear_backward(D& dev, Out<T, 2, D> dx, OptionalOut<T, 2, D> dweight, OptionalOut<T, 1, D> dbias,
-                     In<T, 2, D> dy, In<T, 2, D> x, In<T, 2, D> weight,
+void linear_backward(D& dev, Out<T, 2, D> dx, OptionalOut<T, 2, D> dweight,
+                     OptionalOut<T, 1, D> dbias, In<T, 2, D> dy, In<T, 2, D> x, In<T, 2, D> weight,
                      Write write = Write::overwrite) {
   if (!dweight.empty()) gemm(dev, Trans::yes, Trans::no, T(1), dy, x, T(1), dweight);
   if (!dbias.empty()) sum_rows(dev, dbias, dy);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// RMS normalisation over the last dimension (Zhang & Sennrich 2019), as T5 uses it: no mean, no bias.
+// RMS normalisation over the last dimension (Zhang & Sennrich 2019), as T5 uses it: no mean, no
+// bias.
 
 #include <cmath>
 
@@ -53,13 +54,15 @@ void rms_norm_forward(Cpu& dev, Out<T, 2, Cpu> y, OptionalOut<T, 1, Cpu> rstd, I
   });
 }
 
-/// With g = dy * weight:   dx[n,c] = rstd (g[c] - x[c] rstd^2 mean_k(g[k] x[k])),   dweight[c] += sum_n dy[n,c] x[n,c] rstd[n]
+/// With g = dy * weight:   dx[n,c] = rstd (g[c] - x[c] rstd^2 mean_k(g[k] x[k])),   dweight[c] +=
+/// sum_n dy[n,c] x[n,c] rstd[n]
 /// @param dx      (N, C), = or += by `write`; may alias dy only when overwritten
 /// @param dweight (C), accumulated; empty if not needed
 /// @throws ShapeError if extents disagree
 template <Scalar T>
-void rms_norm_backward(Cpu& dev, Out<T, 2, Cpu> dx, OptionalOut<T, 1, Cpu> dweight, In<T, 2, Cpu> dy,
-                       In<T, 2, Cpu> x, In<T, 1, Cpu> weight, In<T, 1, Cpu> rstd, Write write) {
+void rms_norm_backward(Cpu& dev, Out<T, 2, Cpu> dx, OptionalOut<T, 1, Cpu> dweight,
+                       In<T, 2, Cpu> dy, In<T, 2, Cpu> x, In<T, 1, Cpu> weight, In<T, 1, Cpu> rstd,
+                       Write write) {
   index_t const c = x.extent(1);
   expects(dx.extents() == x.extents() && dy.extents() == x.extents() && weight.extent(0) == c &&
               rstd.extent(0) == x.extent(0) && (dweight.empty() || dweight.extent(0) == c),

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Log-probabilities of chosen tokens under a softmax over the vocabulary, and their gradient written over the logits.
+// Log-probabilities of chosen tokens under a softmax over the vocabulary, and their gradient
+// written over the logits.
 
 #include <cmath>
 
@@ -13,8 +14,11 @@
 
 namespace emprl {
 
-/// lse[n] = log sum_v exp(x[n,v]),   logp[n] = x[n,target[n]] - lse[n],   entropy[n] = lse[n] - sum_v softmax(x[n])_v x[n,v]
-/// @param logp    (N), written      @param lse (N), written      @param entropy (N), written; empty if not needed
+///   lse[n] = log sum_v exp(x[n,v]),   logp[n] = x[n,target[n]] - lse[n]
+///   entropy[n] = lse[n] - sum_v softmax(x[n])_v x[n,v]
+/// @param logp    (N), written
+/// @param lse (N), written
+/// @param entropy (N), written; empty if not needed
 /// @param logits  (N, V)            @param targets (N), ids below V
 /// @throws ShapeError if extents disagree or a target is not a column
 template <Scalar T>
@@ -39,7 +43,8 @@ void token_logprob_forward(Cpu& dev, Out<T, 1, Cpu> logp, OptionalOut<T, 1, Cpu>
       for (T& l : lane_most) l = most;
       index_t j = 0;
       for (; j + lanes <= v; j += lanes) {
-        for (index_t l = 0; l < lanes; ++l) lane_most[l] = x[j + l] > lane_most[l] ? x[j + l] : lane_most[l];
+        for (index_t l = 0; l < lanes; ++l)
+          lane_most[l] = x[j + l] > lane_most[l] ? x[j + l] : lane_most[l];
       }
       for (; j < v; ++j) most = x[j] > most ? x[j] : most;
       for (T const l : lane_most) most = l > most ? l : most;
@@ -79,7 +84,9 @@ void token_logprob_forward(Cpu& dev, Out<T, 1, Cpu> logp, OptionalOut<T, 1, Cpu>
 }
 
 /// dlogits[n,v] = dlogp[n] ([v = target[n]] - softmax(x[n])_v), written over the logits.
-/// @param logits (N, V), overwritten with its gradient      @param dlogp (N)      @param lse (N), from the forward pass
+/// @param logits (N, V), overwritten with its gradient
+/// @param dlogp (N)
+/// @param lse (N), from the forward pass
 /// @throws ShapeError if extents disagree or a target is not a column
 template <Scalar T>
 void token_logprob_backward(Cpu& dev, Out<T, 2, Cpu> logits, In<T, 1, Cpu> dlogp, In<T, 1, Cpu> lse,

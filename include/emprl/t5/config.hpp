@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The shape of a T5 model (Raffel et al. 2020), field by field as Hugging Face's config.json names it.
+// The shape of a T5 model (Raffel et al. 2020), field by field as Hugging Face's config.json names
+// it.
 
 #include <string>
 #include <string_view>
@@ -25,7 +26,7 @@ struct Config {
   double dropout_rate = 0.1;
   double layer_norm_epsilon = 1e-6;
   nn::Activation feed_forward = nn::Activation::relu;  // v1.0; v1.1 and Flan use gated_gelu
-  bool tie_word_embeddings = true;                     // v1.0: tied, and the logits scaled by d_model^-0.5
+  bool tie_word_embeddings = true;  // v1.0: tied, and the logits scaled by d_model^-0.5
 
   /// The width of queries, keys and values of all heads.
   index_t inner() const { return num_heads * d_kv; }
@@ -33,7 +34,9 @@ struct Config {
   /// @throws ConfigError naming the first field that cannot be
   void validate() const {
     auto const positive = [](index_t value, char const* name) {
-      if (value <= 0) throw ConfigError(std::string("config: ") + name + " must be positive, not " + std::to_string(value));
+      if (value <= 0)
+        throw ConfigError(std::string("config: ") + name + " must be positive, not " +
+                          std::to_string(value));
     };
     positive(vocab_size, "vocab_size");
     positive(d_model, "d_model");
@@ -43,11 +46,14 @@ struct Config {
     positive(num_decoder_layers, "num_decoder_layers");
     positive(num_heads, "num_heads");
     positive(relative_attention_num_buckets, "relative_attention_num_buckets");
-    expects<ConfigError>(relative_attention_num_buckets >= 4 && relative_attention_num_buckets % 2 == 0,
-                         "config: relative_attention_num_buckets must be even and at least 4");
-    expects<ConfigError>(relative_attention_max_distance > relative_attention_num_buckets / 2,
-                         "config: relative_attention_max_distance must be larger than half the buckets");
-    expects<ConfigError>(dropout_rate >= 0 && dropout_rate < 1, "config: dropout_rate must be in [0, 1)");
+    expects<ConfigError>(
+        relative_attention_num_buckets >= 4 && relative_attention_num_buckets % 2 == 0,
+        "config: relative_attention_num_buckets must be even and at least 4");
+    expects<ConfigError>(
+        relative_attention_max_distance > relative_attention_num_buckets / 2,
+        "config: relative_attention_max_distance must be larger than half the buckets");
+    expects<ConfigError>(dropout_rate >= 0 && dropout_rate < 1,
+                         "config: dropout_rate must be in [0, 1)");
     expects<ConfigError>(layer_norm_epsilon > 0, "config: layer_norm_epsilon must be positive");
   }
 
@@ -68,7 +74,8 @@ struct Config {
       c.num_heads = 12;
       c.num_layers = c.num_decoder_layers = 12;
     } else if (name != "small") {
-      throw ConfigError("preset: '" + std::string(name) + "' is unknown; the presets are tiny, small and base");
+      throw ConfigError("preset: '" + std::string(name) +
+                        "' is unknown; the presets are tiny, small and base");
     }
     return c;
   }

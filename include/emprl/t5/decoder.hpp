@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// T5's decoder on packed rows: whole rows at once (scoring, training) and one token at a time against a cache (generation).
-// N decoder tokens, Nk encoder tokens, C model, H heads.
+// T5's decoder on packed rows: whole rows at once (scoring, training) and one token at a time
+// against a cache (generation). N decoder tokens, Nk encoder tokens, C model, H heads.
 
 #include <algorithm>
 #include <vector>
@@ -51,12 +51,13 @@ class Decoder {
       BlockParams<T, D> const& block = p.decoder.blocks[i];
       auto const layer = static_cast<index_t>(i);
       norm_.inference(dev, block.self_norm, x, [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
-        self_attention_.inference(dev, block.self_attention, self_inputs(tokens, bias, prefixes, layer), n,
-                                  out);
+        self_attention_.inference(dev, block.self_attention,
+                                  self_inputs(tokens, bias, prefixes, layer), n, out);
       });
       norm_.inference(dev, block.cross_norm, x, [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
         cross_attention_.inference(dev, block.cross_attention,
-                                   cross_inputs(tokens, memory, memory_offsets, prefixes, layer), n, out);
+                                   cross_inputs(tokens, memory, memory_offsets, prefixes, layer), n,
+                                   out);
       });
       norm_.inference(dev, block.feed_forward_norm, x, [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
         feed_forward_.inference(dev, block.feed_forward, n, out);
@@ -87,8 +88,8 @@ class Decoder {
       norm_.forward(dev, block.self_norm, x, after_self, saved.self_norm, sites,
                     [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
                       self_attention_.forward(dev, block.self_attention,
-                                              self_inputs(tokens, context.bias, prefixes, layer), n, out,
-                                              saved.self_attention, sites);
+                                              self_inputs(tokens, context.bias, prefixes, layer), n,
+                                              out, saved.self_attention, sites);
                     });
       auto after_cross = allocate();
       norm_.forward(dev, block.cross_norm, after_self, after_cross, saved.cross_norm, sites,
@@ -101,7 +102,8 @@ class Decoder {
       x = allocate();
       norm_.forward(dev, block.feed_forward_norm, after_cross, x, saved.feed_forward_norm, sites,
                     [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
-                      feed_forward_.forward(dev, block.feed_forward, n, out, saved.feed_forward, sites);
+                      feed_forward_.forward(dev, block.feed_forward, n, out, saved.feed_forward,
+                                            sites);
                     });
     }
     context.last = x;
@@ -113,8 +115,8 @@ class Decoder {
 
   /// grads, dprefixes, dmemory += (empty views: not needed). dy (N, C) is used up.
   void backward(D& dev, Params<T, D> const& p, Params<T, D> const& grads,
-                Prefixes<T, D> const& dprefixes, TensorView<T, 2, D> dy, TensorView<T, 2, D> dmemory,
-                Context const& context) const {
+                Prefixes<T, D> const& dprefixes, TensorView<T, 2, D> dy,
+                TensorView<T, 2, D> dmemory, Context const& context) const {
     ArenaScope scope(dev.scratch);
     dropout_apply(dev, dy, context.final_dropout);
     auto dx = dev.scratch.template allocate<T, 2>(dy.extents());
@@ -128,13 +130,14 @@ class Decoder {
     BlockParams<T, D> const frozen;
     for (std::size_t i = p.decoder.blocks.size(); i-- > 0;) {
       BlockParams<T, D> const& block = p.decoder.blocks[i];
-      BlockParams<T, D> const& dblock = grads.decoder.blocks.empty() ? frozen : grads.decoder.blocks[i];
+      BlockParams<T, D> const& dblock =
+          grads.decoder.blocks.empty() ? frozen : grads.decoder.blocks[i];
       BlockContext const& saved = context.blocks[i];
       auto const layer = static_cast<index_t>(i);
-      norm_.backward(dev, block.feed_forward_norm, dblock.feed_forward_norm, dx, saved.feed_forward_norm,
-                     [&](In<T, 2, D> dout, TensorView<T, 2, D> dn) {
-                       feed_forward_.backward(dev, block.feed_forward, dblock.feed_forward, dout, dn,
-                                              saved.feed_forward);
+      norm_.backward(dev, block.feed_forward_norm, dblock.feed_forward_norm, dx,
+                     saved.feed_forward_norm, [&](In<T, 2, D> dout, TensorView<T, 2, D> dn) {
+                       feed_forward_.backward(dev, block.feed_forward, dblock.feed_forward, dout,
+                                              dn, saved.feed_forward);
                      });
       norm_.backward(dev, block.cross_norm, dblock.cross_norm, dx, saved.cross_norm,
                      [&](In<T, 2, D> dout, TensorView<T, 2, D> dn) {
@@ -152,7 +155,8 @@ class Decoder {
                      });
     }
     if (!dbias.empty()) {
-      relative_bias_backward(dev, grads.decoder.relative_bias, dbias, context.bias.first, buckets());
+      relative_bias_backward(dev, grads.decoder.relative_bias, dbias, context.bias.first,
+                             buckets());
     }
     if (!grads.shared.empty()) {
       dropout_apply(dev, dx, context.embedding_dropout);
@@ -168,13 +172,15 @@ class Decoder {
     cache.memory_offsets.assign(memory_offsets.begin(), memory_offsets.end());
     for (BlockParams<T, D> const& block : p.decoder.blocks) {
       cache.memory.emplace_back(std::array<index_t, 2>{memory.extent(0), 2 * config_.inner()});
-      cross_attention_.project_memory(dev, block.cross_attention, memory, cache.memory.back().view());
+      cross_attention_.project_memory(dev, block.cross_attention, memory,
+                                      cache.memory.back().view());
     }
     return cache;
   }
 
-  /// One token for some rows of the cached batch: y[a] = the hidden state after row rows[a]'s token ids[a], which stands at
-  /// the cache's position; then the position advances. Rows that are left out (finished ones) may not come back.
+  /// One token for some rows of the cached batch: y[a] = the hidden state after row rows[a]'s token
+  /// ids[a], which stands at the cache's position; then the position advances. Rows that are left
+  /// out (finished ones) may not come back.
   /// @param y (A, C), written      @param rows, ids (A)
   void step(D& dev, Params<T, D> const& p, Prefixes<T, D> const& prefixes, KvCache<T, D>& cache,
             std::span<index_t const> rows, TensorView<std::int32_t const, 1, D> ids,
@@ -220,10 +226,10 @@ class Decoder {
           copy(dev, self.rows(at, at + 1), qkv.columns(inner, 3 * inner).rows(a, a + 1));
         }
         auto const prefix = Prefixes<T, D>::layer(prefixes.decoder, layer, inner);
-        CachedKeys<T, D> const keys{self.columns(0, inner), self.columns(inner, 2 * inner), self_begin,
-                                    self_length};
-        attention_decode(dev, mixed, qkv.columns(0, inner), keys, config_.num_heads, bias, prefix.key,
-                         prefix.value);
+        CachedKeys<T, D> const keys{self.columns(0, inner), self.columns(inner, 2 * inner),
+                                    self_begin, self_length};
+        attention_decode(dev, mixed, qkv.columns(0, inner), keys, config_.num_heads, bias,
+                         prefix.key, prefix.value);
         linear_forward(dev, out, mixed, attention.o);
       });
       norm_.inference(dev, block.cross_norm, x, [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
@@ -251,8 +257,10 @@ class Decoder {
     return {Direction::unidirectional, config_.relative_attention_max_distance};
   }
 
-  ExpandedBias<T, D> expand_bias(D& dev, Arena& arena, Params<T, D> const& p, index_t longest) const {
-    auto expanded = allocate_bias<T, D>(arena, config_.num_heads, longest, Direction::unidirectional);
+  ExpandedBias<T, D> expand_bias(D& dev, Arena& arena, Params<T, D> const& p,
+                                 index_t longest) const {
+    auto expanded =
+        allocate_bias<T, D>(arena, config_.num_heads, longest, Direction::unidirectional);
     relative_bias_forward(dev, expanded.bias, p.decoder.relative_bias, expanded.first, buckets());
     return expanded;
   }

@@ -28,7 +28,8 @@ struct Tokens {
 /// The longest row of a ragged batch.
 inline index_t longest_row(std::span<index_t const> offsets) {
   index_t longest = 0;
-  for (std::size_t i = 1; i < offsets.size(); ++i) longest = std::max(longest, offsets[i] - offsets[i - 1]);
+  for (std::size_t i = 1; i < offsets.size(); ++i)
+    longest = std::max(longest, offsets[i] - offsets[i - 1]);
   return longest;
 }
 
@@ -41,7 +42,8 @@ inline Tokens<Cpu> tokens_of(RaggedView rows) {
           longest_row(rows.offsets)};
 }
 
-/// The bias of a stack, expanded for rows of up to `longest` tokens: one column a distance, the first being `first`.
+/// The bias of a stack, expanded for rows of up to `longest` tokens: one column a distance, the
+/// first being `first`.
 template <Scalar T, Device D>
 struct ExpandedBias {
   TensorView<T, 2, D> bias;  // (H, R)
@@ -50,7 +52,8 @@ struct ExpandedBias {
 
 /// Distances -(longest-1) .. longest-1, or up to 0 for a causal stack.
 template <Scalar T, Device D>
-ExpandedBias<T, D> allocate_bias(Arena& arena, index_t heads, index_t longest, Direction direction) {
+ExpandedBias<T, D> allocate_bias(Arena& arena, index_t heads, index_t longest,
+                                 Direction direction) {
   index_t const reach = std::max<index_t>(longest - 1, 0);
   index_t const columns = direction == Direction::bidirectional ? 2 * reach + 1 : reach + 1;
   return {arena.template allocate<T, 2>({heads, columns}), -reach};
@@ -69,8 +72,8 @@ class Encoder {
     DropoutKey embedding_dropout, final_dropout;
     ExpandedBias<T, D> bias;
     std::vector<BlockContext> blocks;
-    TensorView<T, 2, D> last;   // (N, C), before the final norm
-    TensorView<T, 1, D> rstd;   // (N), of the final norm
+    TensorView<T, 2, D> last;  // (N, C), before the final norm
+    TensorView<T, 1, D> rstd;  // (N), of the final norm
     Prefixes<T, D> prefixes;
   };
 
@@ -81,8 +84,8 @@ class Encoder {
         feed_forward_(config.feed_forward) {}
 
   /// y (N, C) = the encoder's output for each token, without dropout.
-  void inference(D& dev, Params<T, D> const& p, Tokens<D> const& tokens, Prefixes<T, D> const& prefixes,
-                 TensorView<T, 2, D> y) const {
+  void inference(D& dev, Params<T, D> const& p, Tokens<D> const& tokens,
+                 Prefixes<T, D> const& prefixes, TensorView<T, 2, D> y) const {
     ArenaScope scope(dev.scratch);
     auto bias = expand_bias(dev, dev.scratch, p, tokens.longest);
     auto x = dev.scratch.template allocate<T, 2>({tokens.ids.extent(0), config_.d_model});
@@ -101,8 +104,9 @@ class Encoder {
   }
 
   /// As inference, with dropout, keeping in dev.saved what backward needs.
-  void forward(D& dev, Params<T, D> const& p, Tokens<D> const& tokens, Prefixes<T, D> const& prefixes,
-               TensorView<T, 2, D> y, Context& context, DropoutSites& sites) const {
+  void forward(D& dev, Params<T, D> const& p, Tokens<D> const& tokens,
+               Prefixes<T, D> const& prefixes, TensorView<T, 2, D> y, Context& context,
+               DropoutSites& sites) const {
     context.tokens = tokens;
     context.prefixes = prefixes;
     context.bias = expand_bias(dev, dev.saved, p, tokens.longest);
@@ -127,7 +131,8 @@ class Encoder {
       x = allocate();
       norm_.forward(dev, block.feed_forward_norm, middle, x, saved.feed_forward_norm, sites,
                     [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
-                      feed_forward_.forward(dev, block.feed_forward, n, out, saved.feed_forward, sites);
+                      feed_forward_.forward(dev, block.feed_forward, n, out, saved.feed_forward,
+                                            sites);
                     });
     }
     context.last = x;
@@ -139,7 +144,8 @@ class Encoder {
 
   /// grads, dprefixes += (empty views: not needed). dy (N, C) is used up.
   void backward(D& dev, Params<T, D> const& p, Params<T, D> const& grads,
-                Prefixes<T, D> const& dprefixes, TensorView<T, 2, D> dy, Context const& context) const {
+                Prefixes<T, D> const& dprefixes, TensorView<T, 2, D> dy,
+                Context const& context) const {
     ArenaScope scope(dev.scratch);
     dropout_apply(dev, dy, context.final_dropout);
     auto dx = dev.scratch.template allocate<T, 2>(dy.extents());
@@ -153,23 +159,26 @@ class Encoder {
     BlockParams<T, D> const frozen;
     for (std::size_t i = p.encoder.blocks.size(); i-- > 0;) {
       BlockParams<T, D> const& block = p.encoder.blocks[i];
-      BlockParams<T, D> const& dblock = grads.encoder.blocks.empty() ? frozen : grads.encoder.blocks[i];
+      BlockParams<T, D> const& dblock =
+          grads.encoder.blocks.empty() ? frozen : grads.encoder.blocks[i];
       BlockContext const& saved = context.blocks[i];
-      norm_.backward(dev, block.feed_forward_norm, dblock.feed_forward_norm, dx, saved.feed_forward_norm,
-                     [&](In<T, 2, D> dout, TensorView<T, 2, D> dn) {
-                       feed_forward_.backward(dev, block.feed_forward, dblock.feed_forward, dout, dn,
-                                              saved.feed_forward);
+      norm_.backward(dev, block.feed_forward_norm, dblock.feed_forward_norm, dx,
+                     saved.feed_forward_norm, [&](In<T, 2, D> dout, TensorView<T, 2, D> dn) {
+                       feed_forward_.backward(dev, block.feed_forward, dblock.feed_forward, dout,
+                                              dn, saved.feed_forward);
                      });
-      norm_.backward(dev, block.self_norm, dblock.self_norm, dx, saved.self_norm,
-                     [&](In<T, 2, D> dout, TensorView<T, 2, D> dn) {
-                       attention_.backward(dev, block.self_attention, dblock.self_attention, dout, dn,
-                                           saved.self_attention, dbias,
-                                           Prefixes<T, D>::layer(dprefixes.encoder,
-                                                                 static_cast<index_t>(i), config_.inner()));
-                     });
+      norm_.backward(
+          dev, block.self_norm, dblock.self_norm, dx, saved.self_norm,
+          [&](In<T, 2, D> dout, TensorView<T, 2, D> dn) {
+            attention_.backward(
+                dev, block.self_attention, dblock.self_attention, dout, dn, saved.self_attention,
+                dbias,
+                Prefixes<T, D>::layer(dprefixes.encoder, static_cast<index_t>(i), config_.inner()));
+          });
     }
     if (!dbias.empty()) {
-      relative_bias_backward(dev, grads.encoder.relative_bias, dbias, context.bias.first, buckets());
+      relative_bias_backward(dev, grads.encoder.relative_bias, dbias, context.bias.first,
+                             buckets());
     }
     if (!grads.shared.empty()) {
       dropout_apply(dev, dx, context.embedding_dropout);
@@ -182,14 +191,18 @@ class Encoder {
     return {Direction::bidirectional, config_.relative_attention_max_distance};
   }
 
-  ExpandedBias<T, D> expand_bias(D& dev, Arena& arena, Params<T, D> const& p, index_t longest) const {
-    auto expanded = allocate_bias<T, D>(arena, config_.num_heads, longest, Direction::bidirectional);
+  ExpandedBias<T, D> expand_bias(D& dev, Arena& arena, Params<T, D> const& p,
+                                 index_t longest) const {
+    auto expanded =
+        allocate_bias<T, D>(arena, config_.num_heads, longest, Direction::bidirectional);
     relative_bias_forward(dev, expanded.bias, p.encoder.relative_bias, expanded.first, buckets());
     return expanded;
   }
 
-  nn::SelfAttentionInputs<T, D> attention_inputs(Tokens<D> const& tokens, ExpandedBias<T, D> const& bias,
-                                                 Prefixes<T, D> const& prefixes, index_t layer) const {
+  nn::SelfAttentionInputs<T, D> attention_inputs(Tokens<D> const& tokens,
+                                                 ExpandedBias<T, D> const& bias,
+                                                 Prefixes<T, D> const& prefixes,
+                                                 index_t layer) const {
     return {tokens.offsets, bias.bias, bias.first,
             Prefixes<T, D>::layer(prefixes.encoder, layer, config_.inner())};
   }

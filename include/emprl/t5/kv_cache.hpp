@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What cached decoding remembers of a batch: per layer the keys and values of the encoder's output (packed, true lengths) and
-// of the tokens decoded so far.
+// What cached decoding remembers of a batch: per layer the keys and values of the encoder's output
+// (packed, true lengths) and of the tokens decoded so far.
 
 #include <vector>
 
@@ -14,12 +14,12 @@ namespace emprl::t5 {
 
 template <Scalar T, Device D>
 struct KvCache {
-  index_t rows = 0;                            // B
-  index_t capacity = 0;                        // positions that fit without growing
-  index_t position = 0;                        // tokens decoded so far
-  std::vector<index_t> memory_offsets;         // (B+1)
-  std::vector<Tensor<T, 2, D>> memory;         // per layer (Nk, 2*inner): keys beside values
-  std::vector<Tensor<T, 2, D>> self;           // per layer (B*capacity, 2*inner); row b*capacity + t
+  index_t rows = 0;                     // B
+  index_t capacity = 0;                 // positions that fit without growing
+  index_t position = 0;                 // tokens decoded so far
+  std::vector<index_t> memory_offsets;  // (B+1)
+  std::vector<Tensor<T, 2, D>> memory;  // per layer (Nk, 2*inner): keys beside values
+  std::vector<Tensor<T, 2, D>> self;    // per layer (B*capacity, 2*inner); row b*capacity + t
 
   /// Makes room for at least one more position, doubling so that growth is rare.
   void reserve_next(D& dev, index_t layers, index_t inner) {

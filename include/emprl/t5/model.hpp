@@ -12,8 +12,8 @@
 
 namespace emprl::t5 {
 
-/// The decoder's inputs for given responses: each row shifted right behind the start token, its last token left out. The rows
-/// keep their lengths, and so their offsets.
+/// The decoder's inputs for given responses: each row shifted right behind the start token, its
+/// last token left out. The rows keep their lengths, and so their offsets.
 inline std::vector<std::int32_t> shift_right(RaggedView responses) {
   std::vector<std::int32_t> shifted(responses.ids.size());
   for (index_t b = 0; b < responses.rows(); ++b) {
@@ -24,15 +24,16 @@ inline std::vector<std::int32_t> shift_right(RaggedView responses) {
   return shifted;
 }
 
-/// A T5 without parameters of its own: pure functions of (parameters, tokens). N response tokens, V vocabulary, C model.
+/// A T5 without parameters of its own: pure functions of (parameters, tokens). N response tokens, V
+/// vocabulary, C model.
 template <Scalar T, Device D>
 class Model {
  public:
   struct Context {
     typename Encoder<T, D>::Context encoder;
     typename Decoder<T, D>::Context decoder;
-    TensorView<T, 2, D> memory;            // (Nk, C)
-    std::vector<std::int32_t> inputs;      // the decoder's input ids, which its tokens view
+    TensorView<T, 2, D> memory;        // (Nk, C)
+    std::vector<std::int32_t> inputs;  // the decoder's input ids, which its tokens view
   };
 
   /// @throws ConfigError if a field of the configuration cannot be
@@ -53,11 +54,12 @@ class Model {
     auto memory = dev.scratch.template allocate<T, 2>({contexts.tokens(), config_.d_model});
     encoder_.inference(dev, p, source, prefixes, memory);
     std::vector<std::int32_t> const inputs = shift_right(responses);
-    decoder_.inference(dev, p, tokens_of({inputs, responses.offsets}), memory, source.offsets, prefixes,
-                       hidden);
+    decoder_.inference(dev, p, tokens_of({inputs, responses.offsets}), memory, source.offsets,
+                       prefixes, hidden);
   }
 
-  /// As inference, with dropout, keeping in dev.saved what backward needs. contexts and responses must outlive it.
+  /// As inference, with dropout, keeping in dev.saved what backward needs. contexts and responses
+  /// must outlive it.
   void forward(D& dev, Params<T, D> const& p, Prefixes<T, D> const& prefixes, RaggedView contexts,
                RaggedView responses, TensorView<T, 2, D> hidden, Context& context,
                DropoutSites& sites) const {
@@ -70,7 +72,8 @@ class Model {
                      source.offsets, prefixes, hidden, context.decoder, sites);
   }
 
-  /// grads, dprefixes += (default-constructed Params: all weights frozen). dhidden (N, C) is used up.
+  /// grads, dprefixes += (default-constructed Params: all weights frozen). dhidden (N, C) is used
+  /// up.
   void backward(D& dev, Params<T, D> const& p, Params<T, D> const& grads,
                 Prefixes<T, D> const& dprefixes, TensorView<T, 2, D> dhidden,
                 Context const& context) const {
@@ -87,8 +90,8 @@ class Model {
   }
 
   /// dhidden (N, C) = ; the output embedding's gradient += (empty: not needed).
-  void logits_backward(D& dev, Params<T, D> const& p, Params<T, D> const& grads, In<T, 2, D> dlogits,
-                       In<T, 2, D> hidden, TensorView<T, 2, D> dhidden) const {
+  void logits_backward(D& dev, Params<T, D> const& p, Params<T, D> const& grads,
+                       In<T, 2, D> dlogits, In<T, 2, D> hidden, TensorView<T, 2, D> dhidden) const {
     auto const dembedding = grads.output_embedding();
     if (!dembedding.empty()) {
       gemm(dev, Trans::yes, Trans::no, output_scale(), dlogits, hidden, T(1), dembedding);

@@ -39,7 +39,7 @@ struct StackParams {
 /// All weights of a model.
 template <Scalar T, Device D>
 struct Params {
-  TensorView<T, 2, D> shared;   // (V, C)
+  TensorView<T, 2, D> shared;  // (V, C)
   StackParams<T, D> encoder;
   StackParams<T, D> decoder;
   TensorView<T, 2, D> lm_head;  // (V, C); empty when tied
@@ -52,7 +52,8 @@ struct Params {
   void visit(Config const& c, F&& f) {
     visit_encoder(c, "", f);
     visit_stack(c, decoder, "decoder", true, f);
-    if (!c.tie_word_embeddings) f("lm_head.weight", lm_head, std::array<index_t, 2>{c.vocab_size, c.d_model});
+    if (!c.tie_word_embeddings)
+      f("lm_head.weight", lm_head, std::array<index_t, 2>{c.vocab_size, c.d_model});
   }
 
   /// The weights of an encoder alone, each name behind `prefix`; the rest stay empty.
@@ -68,7 +69,8 @@ struct Params {
                           bool decoder_stack, F&& f) {
     using Matrix = std::array<index_t, 2>;
     using Vector = std::array<index_t, 1>;
-    stack.blocks.resize(static_cast<std::size_t>(decoder_stack ? c.num_decoder_layers : c.num_layers));
+    stack.blocks.resize(
+        static_cast<std::size_t>(decoder_stack ? c.num_decoder_layers : c.num_layers));
     for (std::size_t i = 0; i < stack.blocks.size(); ++i) {
       BlockParams<T, D>& b = stack.blocks[i];
       std::string const layer = name + ".block." + std::to_string(i) + ".layer.";
@@ -90,9 +92,11 @@ struct Params {
       }
       std::string const last = layer + (decoder_stack ? "2" : "1");
       bool const gated = c.feed_forward == nn::Activation::gated_gelu;
-      std::string const dense = last + (gated ? ".DenseReluDense.wi_0.weight" : ".DenseReluDense.wi.weight");
+      std::string const dense =
+          last + (gated ? ".DenseReluDense.wi_0.weight" : ".DenseReluDense.wi.weight");
       f(dense, b.feed_forward.wi, Matrix{c.d_ff, c.d_model});
-      if (gated) f(last + ".DenseReluDense.wi_1.weight", b.feed_forward.wg, Matrix{c.d_ff, c.d_model});
+      if (gated)
+        f(last + ".DenseReluDense.wi_1.weight", b.feed_forward.wg, Matrix{c.d_ff, c.d_model});
       f(last + ".DenseReluDense.wo.weight", b.feed_forward.wo, Matrix{c.d_model, c.d_ff});
       f(last + ".layer_norm.weight", b.feed_forward_norm.weight, Vector{c.d_model});
     }
@@ -103,9 +107,10 @@ struct Params {
 template <Scalar T, Device D>
 using Parameters = nn::ParameterStore<Params<T, D>, T, D>;
 
-/// The standard deviation with which Mesh TensorFlow draws a weight of T5: 1 for embeddings, (d_model d_kv)^-0.5 for queries,
-/// d_model^-0.5 for keys, values, feed-forward inputs, the relative bias and an untied output embedding, (heads d_kv)^-0.5 for
-/// attention outputs, d_ff^-0.5 for feed-forward outputs.
+/// The standard deviation with which Mesh TensorFlow draws a weight of T5: 1 for embeddings,
+/// (d_model d_kv)^-0.5 for queries, d_model^-0.5 for keys, values, feed-forward inputs, the
+/// relative bias and an untied output embedding, (heads d_kv)^-0.5 for attention outputs, d_ff^-0.5
+/// for feed-forward outputs.
 inline double initial_deviation(std::string_view name, Config const& c) {
   auto const d = static_cast<double>(c.d_model);
   if (name.ends_with("shared.weight")) return 1.0;
@@ -115,8 +120,8 @@ inline double initial_deviation(std::string_view name, Config const& c) {
   return 1.0 / std::sqrt(d);
 }
 
-/// Fills the weights with normal numbers of those deviations, norms with ones. Each weight has its own stream of numbers, so
-/// that none depends on another's size.
+/// Fills the weights with normal numbers of those deviations, norms with ones. Each weight has its
+/// own stream of numbers, so that none depends on another's size.
 template <Scalar T>
 void initialise(Parameters<T, Cpu>& parameters, Config const& c, std::uint64_t seed) {
   std::uint32_t row = 0;

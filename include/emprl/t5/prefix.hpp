@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Where the vectors of prefix-tuning lie: one flat matrix for each kind of attention, one row a position, and in its columns
-// the layers' keys and values: key 0, value 0, key 1, value 1, ...
+// Where the vectors of prefix-tuning lie: one flat matrix for each kind of attention, one row a
+// position, and in its columns the layers' keys and values: key 0, value 0, key 1, value 1, ...
 
 #include <array>
 
@@ -27,7 +27,8 @@ struct Prefixes {
   void visit(Shape const& s, F&& f) {
     using Matrix = std::array<index_t, 2>;
     f("prefix.encoder", encoder, Matrix{s.length, s.model.num_layers * 2 * s.model.inner()});
-    f("prefix.decoder", decoder, Matrix{s.length, s.model.num_decoder_layers * 2 * s.model.inner()});
+    f("prefix.decoder", decoder,
+      Matrix{s.length, s.model.num_decoder_layers * 2 * s.model.inner()});
     f("prefix.cross", cross, Matrix{s.length, s.model.num_decoder_layers * 2 * s.model.inner()});
   }
 

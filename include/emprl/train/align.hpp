@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// PPO on a T5 generator with any reward: the adaptors, the order of the data, checkpoints and logs around rl::PpoTrainer.
+// PPO on a T5 generator with any reward: the adaptors, the order of the data, checkpoints and logs
+// around rl::PpoTrainer.
 
 #include <any>
 #include <cmath>
@@ -24,7 +25,8 @@
 
 namespace emprl::train {
 
-/// Which distribution PPO's log-probabilities are of. Responses are sampled with temperature and filters either way.
+/// Which distribution PPO's log-probabilities are of. Responses are sampled with temperature and
+/// filters either way.
 enum class LogProbs {
   raw,      ///< the full softmax at temperature 1, as the original
   tempered  ///< the full softmax at the sampling temperature
@@ -34,7 +36,8 @@ enum class LogProbs {
 inline LogProbs logprobs_of(std::string_view name) {
   if (name == "raw") return LogProbs::raw;
   if (name == "tempered") return LogProbs::tempered;
-  throw ConfigError("log-probabilities \"" + std::string(name) + "\" are unknown; raw and tempered are understood.");
+  throw ConfigError("log-probabilities \"" + std::string(name) +
+                    "\" are unknown; raw and tempered are understood.");
 }
 
 struct AlignSettings {
@@ -44,25 +47,30 @@ struct AlignSettings {
   text::TokenLimits limits;
   LogProbs logprobs = LogProbs::raw;
   bool adaptive_kl = true;
-  index_t steps = 0;                 ///< PPO steps; 0: three passes over the dialogues
-  index_t save_every = 50;           ///< PPO steps between checkpoints; 0: none but the one of an interruption
-  std::uint64_t seed = 42;           ///< of sampling, of the order of dialogues, and of a new value head
+  index_t steps = 0;  ///< PPO steps; 0: three passes over the dialogues
+  index_t save_every =
+      50;  ///< PPO steps between checkpoints; 0: none but the one of an interruption
+  std::uint64_t seed = 42;  ///< of sampling, of the order of dialogues, and of a new value head
   std::filesystem::path checkpoint;  ///< the folder for checkpoints; empty: none
 };
 
-/// Gives a generator a value head if it has none: uniform in +-1/sqrt(d_model), as PyTorch's Linear.
+/// Gives a generator a value head if it has none: uniform in +-1/sqrt(d_model), as PyTorch's
+/// Linear.
 template <Scalar T>
 void ensure_value_head(Generator<T>& generator, std::uint64_t seed) {
   if (generator.value_head.size() > 0) return;
   generator.value_head = ValueHeadParameters<T>(generator.config().d_model);
   double const bound = 1.0 / std::sqrt(static_cast<double>(generator.config().d_model));
   RandomSequence random(seed, Stream::initialise, 3);
-  for (T& x : generator.value_head.span()) x = static_cast<T>(bound * (2.0 * random.uniform() - 1.0));
+  for (T& x : generator.value_head.span())
+    x = static_cast<T>(bound * (2.0 * random.uniform() - 1.0));
 }
 
-/// Prompts of some dialogues: the context, the response that a human gave, and the target levels as payload if there are any.
-inline rl::PromptBatch prompts_of(text::SentencePieceTokenizer const& tokenizer, std::span<data::Pair const> pairs,
-                                  std::span<index_t const> rows, text::TokenLimits const& limits = {}) {
+/// Prompts of some dialogues: the context, the response that a human gave, and the target levels as
+/// payload if there are any.
+inline rl::PromptBatch prompts_of(text::SentencePieceTokenizer const& tokenizer,
+                                  std::span<data::Pair const> pairs, std::span<index_t const> rows,
+                                  text::TokenLimits const& limits = {}) {
   rl::PromptBatch prompts;
   for (index_t const i : rows) {
     data::Pair const& pair = pairs[static_cast<std::size_t>(i)];
@@ -75,14 +83,16 @@ inline rl::PromptBatch prompts_of(text::SentencePieceTokenizer const& tokenizer,
   return prompts;
 }
 
-/// The dialogues of PPO step `step`: passes over all of them, each in its own order, the last batch of a pass as large as
-/// what is left.
-inline std::vector<index_t> rows_of_step(index_t dialogues, index_t batch, index_t step, std::uint64_t seed) {
+/// The dialogues of PPO step `step`: passes over all of them, each in its own order, the last batch
+/// of a pass as large as what is left.
+inline std::vector<index_t> rows_of_step(index_t dialogues, index_t batch, index_t step,
+                                         std::uint64_t seed) {
   index_t const batches = (dialogues + batch - 1) / batch;
   std::vector<index_t> const order = text::shuffled_rows(dialogues, seed, step / batches);
   auto const begin = static_cast<std::size_t>(step % batches * batch);
   auto const end = std::min(order.size(), begin + static_cast<std::size_t>(batch));
-  return {order.begin() + static_cast<std::ptrdiff_t>(begin), order.begin() + static_cast<std::ptrdiff_t>(end)};
+  return {order.begin() + static_cast<std::ptrdiff_t>(begin),
+          order.begin() + static_cast<std::ptrdiff_t>(end)};
 }
 
 namespace detail {
@@ -93,7 +103,9 @@ struct BoundOptimizer {
   Cpu& dev;
   optim::AdamW<T>& optimizer;
   void zero_gradients() { optimizer.zero_gradients(); }
-  double step(double learning_rate, double max_norm) { return optimizer.step(dev, learning_rate, max_norm); }
+  double step(double learning_rate, double max_norm) {
+    return optimizer.step(dev, learning_rate, max_norm);
+  }
 };
 
 inline io::Json to_json(rl::PpoState const& s) {
@@ -122,8 +134,9 @@ inline rl::PpoState ppo_state_from_json(io::Json const& json, std::string const&
 
 /// The loop around a trainer; Controller is the KL controller.
 template <Scalar T, class Reward, class Controller>
-index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward, std::span<data::Pair const> pairs,
-                AlignSettings const& settings, Controller controller, MetricsLog* log,
+index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward,
+                std::span<data::Pair const> pairs, AlignSettings const& settings,
+                Controller controller, MetricsLog* log,
                 std::function<void(rl::PpoStats const&)> const& on_step) {
   ensure_value_head(generator, settings.seed);
   Generator<T> const reference_model = generator.clone();
@@ -152,10 +165,11 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward, std::span<dat
   index_t const steps = settings.steps > 0 ? settings.steps : 3 * pass;
   if (ppo.decay_steps == 0) ppo.decay_steps = steps;
 
-  T const temperature =
-      settings.logprobs == LogProbs::tempered ? static_cast<T>(settings.sampling.temperature) : T(1);
-  T5ActorCritic<T> actor(dev, generator, gradients.views(), prefix_gradients.views(), value_gradients.views(),
-                         temperature);
+  T const temperature = settings.logprobs == LogProbs::tempered
+                            ? static_cast<T>(settings.sampling.temperature)
+                            : T(1);
+  T5ActorCritic<T> actor(dev, generator, gradients.views(), prefix_gradients.views(),
+                         value_gradients.views(), temperature);
   T5Reference<T> reference(dev, reference_model, temperature);
   T5Decoder<T> decoder(dev, generator);
   gen::SamplingConfig const sampling = barred_beyond_tokenizer(settings.sampling, generator);
@@ -165,9 +179,10 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward, std::span<dat
   auto decode = [&](std::span<std::int32_t const> ids) { return generator.tokenizer.decode(ids); };
   BoundOptimizer<T> bound{dev, optimizer};
   rl::PpoTrainer trainer(
-      ppo, rl::make_ppo_spec(actor, reference, reward, sampler, decode, bound, rl::KlK1{}, std::move(controller),
-                             rl::Gae{ppo.gamma, ppo.lambda},
-                             rl::PpoClipObjective{ppo.policy_clip, ppo.value_clip, ppo.value_coefficient}));
+      ppo, rl::make_ppo_spec(
+               actor, reference, reward, sampler, decode, bound, rl::KlK1{}, std::move(controller),
+               rl::Gae{ppo.gamma, ppo.lambda},
+               rl::PpoClipObjective{ppo.policy_clip, ppo.value_clip, ppo.value_coefficient}));
 
   io::Json const identity = {{"phase", settings.phase},
                              {"dialogues", dialogues},
@@ -183,7 +198,8 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward, std::span<dat
       char const* const names[] = {"trained", "value_head"};
       for (std::size_t i = 0; i < trained.size(); ++i) {
         std::span<T const> const values = trained[i].parameters;
-        tensors.push_back(io::tensor_to_write<T>(names[i], {static_cast<index_t>(values.size())}, values));
+        tensors.push_back(
+            io::tensor_to_write<T>(names[i], {static_cast<index_t>(values.size())}, values));
       }
       io::write_safetensors(folder / "parameters.safetensors", tensors);
       write_optimizer(folder, optimizer);
@@ -193,14 +209,17 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward, std::span<dat
   if (!settings.checkpoint.empty()) {
     if (auto const folder = find_checkpoint(settings.checkpoint)) {
       io::Json const numbers = read_trainer_state(*folder).numbers;
-      expects<ConfigError>(numbers.contains("identity") && numbers["identity"] == identity &&
-                               numbers.contains("state"),
-                           "the checkpoint " + folder->string() +
-                               " belongs to a run with other options or data; remove it, or choose another "
-                               "output folder.");
+      expects<ConfigError>(
+          numbers.contains("identity") && numbers["identity"] == identity &&
+              numbers.contains("state"),
+          "the checkpoint " + folder->string() +
+              " belongs to a run with other options or data; remove it, or choose another "
+              "output folder.");
       io::SafeTensorsFile const file(*folder / "parameters.safetensors");
-      file.copy_to("trained", trained[0].parameters, {static_cast<index_t>(trained[0].parameters.size())});
-      file.copy_to("value_head", trained[1].parameters, {static_cast<index_t>(trained[1].parameters.size())});
+      file.copy_to("trained", trained[0].parameters,
+                   {static_cast<index_t>(trained[0].parameters.size())});
+      file.copy_to("value_head", trained[1].parameters,
+                   {static_cast<index_t>(trained[1].parameters.size())});
       read_optimizer(*folder, optimizer);
       trainer.restore(ppo_state_from_json(numbers["state"], (*folder / "state.json").string()));
     }
@@ -212,11 +231,12 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward, std::span<dat
   while (done < steps) {
     if (interrupted()) {
       save();
-      throw Interrupted("the same command goes on from step " + std::to_string(done) + " of " + settings.phase +
-                        ".");
+      throw Interrupted("the same command goes on from step " + std::to_string(done) + " of " +
+                        settings.phase + ".");
     }
     auto const rows = rows_of_step(dialogues, ppo.batch_size, done, settings.seed);
-    rl::PpoStats const stats = trainer.step(prompts_of(generator.tokenizer, pairs, rows, settings.limits));
+    rl::PpoStats const stats =
+        trainer.step(prompts_of(generator.tokenizer, pairs, rows, settings.limits));
     ++done;
     char note[96];
     std::snprintf(note, sizeof note, "score %.3f, KL %.2f, length %.1f", stats.score_mean, stats.kl,
@@ -238,13 +258,16 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward, std::span<dat
 
 }  // namespace detail
 
-/// Trains a generator by PPO with a reward. All weights are trained; of a generator with prefixes, the prefixes alone. The
-/// generator as it comes is the frozen reference. Goes on from settings.checkpoint if it holds a checkpoint of such a run.
-/// @param reward   an rl::RewardModel; sees each dialogue's context, the sampled and the human response, and the target levels
+/// Trains a generator by PPO with a reward. All weights are trained; of a generator with prefixes,
+/// the prefixes alone. The generator as it comes is the frozen reference. Goes on from
+/// settings.checkpoint if it holds a checkpoint of such a run.
+/// @param reward   an rl::RewardModel; sees each dialogue's context, the sampled and the human
+/// response, and the target levels
 /// @param log      where the statistics go, by step; null for nowhere
 /// @param on_step  called after each step; may be empty
 /// @return the steps done in all
-/// @throws ConfigError for settings out of range or a checkpoint of another run; Interrupted after a signal, once a
+/// @throws ConfigError for settings out of range or a checkpoint of another run; Interrupted after
+/// a signal, once a
 ///         checkpoint is written; Error naming the episode if a number is not finite
 template <Scalar T, rl::RewardModel Reward>
 index_t align(Cpu& dev, Generator<T>& generator, Reward& reward, std::span<data::Pair const> pairs,
@@ -254,9 +277,11 @@ index_t align(Cpu& dev, Generator<T>& generator, Reward& reward, std::span<data:
   rl::PpoConfig const& ppo = settings.ppo;
   if (settings.adaptive_kl) {
     return detail::run_ppo(dev, generator, reward, pairs, settings,
-                           rl::AdaptiveKl(ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon), log, on_step);
+                           rl::AdaptiveKl(ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon), log,
+                           on_step);
   }
-  return detail::run_ppo(dev, generator, reward, pairs, settings, rl::FixedKl(ppo.kl_coefficient), log, on_step);
+  return detail::run_ppo(dev, generator, reward, pairs, settings, rl::FixedKl(ppo.kl_coefficient),
+                         log, on_step);
 }
 
 }  // namespace emprl::train

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The three identifiers as they lie in a folder (er/, ip/, ex/), the function from text to level probabilities that they make,
-// and the reward of PPO that follows from it.
+// The three identifiers as they lie in a folder (er/, ip/, ex/), the function from text to level
+// probabilities that they make, and the reward of PPO that follows from it.
 
 #include <algorithm>
 #include <cmath>
@@ -42,12 +42,14 @@ IdentifierModel<T> load_identifier(std::filesystem::path const& path) {
   io::HuggingFaceFolder const folder{path};
   t5::Config const config = config_from_json(io::read_config(folder), folder.config().string());
   io::SafeTensorsFile const file(io::find_weights(folder));
-  IdentifierModel<T> identifier(config, text::SentencePieceTokenizer(io::find_spiece_model(folder)));
+  IdentifierModel<T> identifier(config,
+                                text::SentencePieceTokenizer(io::find_spiece_model(folder)));
   read_parameters(file, identifier.weights);
   return identifier;
 }
 
-/// Writes an identifier's folder: the encoders' configuration, the weights under the published names, the tokenizer.
+/// Writes an identifier's folder: the encoders' configuration, the weights under the published
+/// names, the tokenizer.
 /// @throws IoError if a file cannot be written
 template <Scalar T>
 void save_identifier(std::filesystem::path const& path, IdentifierModel<T> const& identifier) {
@@ -62,9 +64,9 @@ void save_identifier(std::filesystem::path const& path, IdentifierModel<T> const
 
 /// p[row][level] of one identifier for encoded pairs, `rows_at_once` rows in one pass.
 template <Scalar T>
-std::vector<empathy::MechanismProbabilities> level_probabilities(Cpu& dev, IdentifierModel<T> const& identifier,
-                                                                 text::EncodedPairs const& pairs,
-                                                                 index_t rows_at_once = 64) {
+std::vector<empathy::MechanismProbabilities> level_probabilities(
+    Cpu& dev, IdentifierModel<T> const& identifier, text::EncodedPairs const& pairs,
+    index_t rows_at_once = 64) {
   std::vector<empathy::MechanismProbabilities> all;
   std::vector<index_t> rows;
   for (index_t begin = 0; begin < pairs.rows(); begin += rows_at_once) {
@@ -73,8 +75,8 @@ std::vector<empathy::MechanismProbabilities> level_probabilities(Cpu& dev, Ident
     text::EncodedPairs const part = text::gather_pairs(pairs, rows);
     ArenaScope scope(dev.scratch);
     auto logits = dev.scratch.template allocate<T, 2>({part.rows(), empathy::level_count});
-    identifier.model.inference(dev, identifier.weights.views(), part.contexts.view(), part.responses.view(),
-                               logits);
+    identifier.model.inference(dev, identifier.weights.views(), part.contexts.view(),
+                               part.responses.view(), logits);
     for (index_t i = 0; i < part.rows(); ++i) {
       empathy::MechanismProbabilities p{};
       double const most = static_cast<double>(std::max({logits(i, 0), logits(i, 1), logits(i, 2)}));
@@ -97,15 +99,18 @@ class EmpathyScorer {
   /// @throws IoError naming what is missing or wrong
   EmpathyScorer(Cpu& dev, std::filesystem::path const& folder) : dev_(dev) {
     for (data::Mechanism const mechanism : data::all_mechanisms) {
-      identifiers_.push_back(load_identifier<T>(folder / std::string(data::mechanism_name(mechanism))));
+      identifiers_.push_back(
+          load_identifier<T>(folder / std::string(data::mechanism_name(mechanism))));
     }
   }
 
-  /// p[row][mechanism][level] of each response to its context, encoded anew with each identifier's own tokenizer.
+  /// p[row][mechanism][level] of each response to its context, encoded anew with each identifier's
+  /// own tokenizer.
   /// @throws ShapeError if there is not one response for each context
-  std::vector<empathy::LevelProbabilities> operator()(std::span<std::string const> contexts,
-                                                      std::span<std::string const> responses) const {
-    expects(contexts.size() == responses.size(), "the identifiers need one response for each context");
+  std::vector<empathy::LevelProbabilities> operator()(
+      std::span<std::string const> contexts, std::span<std::string const> responses) const {
+    expects(contexts.size() == responses.size(),
+            "the identifiers need one response for each context");
     std::vector<empathy::LevelProbabilities> all(contexts.size());
     text::TokenLimits const limits;
     text::EncodedPairs pairs;
@@ -126,8 +131,9 @@ class EmpathyScorer {
   std::vector<IdentifierModel<T>> identifiers_;
 };
 
-/// The empathy reward as an rl::RewardModel: R = prod_k p_k(level of the target). An episode's payload holds the target's
-/// data::Levels. The three factors are logged under the mechanisms' names.
+/// The empathy reward as an rl::RewardModel: R = prod_k p_k(level of the target). An episode's
+/// payload holds the target's data::Levels. The three factors are logged under the mechanisms'
+/// names.
 template <class Scorer>
 class EmpathyReward {
  public:
@@ -147,14 +153,15 @@ class EmpathyReward {
       auto const k = static_cast<std::size_t>(mechanism);
       if (!mechanisms_[k]) continue;
       for (std::size_t i = 0; i < batch.size(); ++i) {
-        auto const level = static_cast<std::size_t>(batch[i].template payload_as<data::Levels>()[k]);
+        auto const level =
+            static_cast<std::size_t>(batch[i].template payload_as<data::Levels>()[k]);
         factor[i] = static_cast<float>(all[i][k][level]);
       }
       log.add(std::string(data::mechanism_name(mechanism)), factor);
     }
     for (std::size_t i = 0; i < batch.size(); ++i) {
-      scores[i] = static_cast<float>(
-          empathy::empathy_reward(all[i], batch[i].template payload_as<data::Levels>(), mechanisms_));
+      scores[i] = static_cast<float>(empathy::empathy_reward(
+          all[i], batch[i].template payload_as<data::Levels>(), mechanisms_));
     }
   }
 

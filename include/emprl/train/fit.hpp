@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The loop of supervised learning: epochs of shuffled batches, AdamW, validation after each epoch, the best epoch kept,
-// checkpoints from which a stopped run goes on as if it had never stopped.
+// The loop of supervised learning: epochs of shuffled batches, AdamW, validation after each epoch,
+// the best epoch kept, checkpoints from which a stopped run goes on as if it had never stopped.
 
 #include <algorithm>
 #include <cmath>
@@ -29,9 +29,11 @@ namespace emprl::train {
 /// Something that learns from numbered examples.
 ///   t.examples()               how many there are
 ///   t.parameters(), gradients()  flat spans of the same extent
-///   t.loss(rows, step)         the mean loss of some examples; adds its gradient to gradients(). `step` addresses dropout
-///   t.has_validation(), t.validate()   a loss on other examples, lower is better
-///   t.finish()                 brings what is trained in line with parameters(), after they were replaced
+///   t.loss(rows, step)      the mean loss of some examples; adds its gradient to gradients();
+///                           `step` addresses dropout
+///   t.has_validation()
+///   t.validate()            a loss on other examples, lower is better
+///   t.finish()              brings what is trained in line with parameters(), after they changed
 template <class K>
 concept FitTask = requires(K& t, std::span<index_t const> rows, std::uint32_t step) {
   typename K::Scalar;
@@ -45,17 +47,17 @@ concept FitTask = requires(K& t, std::span<index_t const> rows, std::uint32_t st
 };
 
 struct FitOptions {
-  std::string phase = "finetune";        ///< the name in progress and logs
+  std::string phase = "finetune";  ///< the name in progress and logs
   index_t epochs = 3;
-  index_t batch_size = 8;                ///< examples in an optimiser step
-  double learning_rate = 1e-4;           ///< at its peak
+  index_t batch_size = 8;       ///< examples in an optimiser step
+  double learning_rate = 1e-4;  ///< at its peak
   optim::Decay decay = optim::Decay::linear;
-  index_t warmup_steps = 0;              ///< at most the run's length
+  index_t warmup_steps = 0;  ///< at most the run's length
   optim::AdamWConfig optimizer;
-  std::uint64_t seed = 42;               ///< of the order of examples
-  index_t save_every = 0;                ///< optimiser steps between checkpoints; 0: after each epoch
-  index_t patience = 0;                  ///< stop after so many epochs without a better validation loss; 0: never
-  std::filesystem::path checkpoint;      ///< the folder for checkpoints; empty: none
+  std::uint64_t seed = 42;  ///< of the order of examples
+  index_t save_every = 0;   ///< optimiser steps between checkpoints; 0: after each epoch
+  index_t patience = 0;  ///< stop after so many epochs without a better validation loss; 0: never
+  std::filesystem::path checkpoint;  ///< the folder for checkpoints; empty: none
 
   /// @throws ConfigError naming the setting that is out of range
   void validate() const {
@@ -64,14 +66,15 @@ struct FitOptions {
     expects<ConfigError>(std::isfinite(learning_rate) && learning_rate >= 0,
                          "the learning rate must be finite and not negative.");
     expects<ConfigError>(warmup_steps >= 0, "warm-up steps must not be negative.");
-    expects<ConfigError>(save_every >= 0 && patience >= 0, "save-every and patience must not be negative.");
+    expects<ConfigError>(save_every >= 0 && patience >= 0,
+                         "save-every and patience must not be negative.");
     optimizer.validate();
   }
 };
 
 struct EpochResult {
-  double train_loss = 0;   ///< mean over the epoch's batches, with dropout
-  double valid_loss = 0;   ///< after the epoch; the training loss where there is no validation part
+  double train_loss = 0;  ///< mean over the epoch's batches, with dropout
+  double valid_loss = 0;  ///< after the epoch; the training loss where there is no validation part
 };
 
 struct FitResult {
@@ -85,19 +88,22 @@ namespace detail {
 
 /// Everything about a fit in progress except the weights.
 struct FitState {
-  index_t step = 0;        // optimiser steps done
-  index_t epoch = 0;       // the epoch under way
-  index_t batch = 0;       // its batches done
-  double loss_sum = 0;     // their losses
+  index_t step = 0;     // optimiser steps done
+  index_t epoch = 0;    // the epoch under way
+  index_t batch = 0;    // its batches done
+  double loss_sum = 0;  // their losses
   FitResult result;
 };
 
 inline io::Json to_json(FitState const& s) {
   io::Json epochs = io::Json::array();
   for (EpochResult const& e : s.result.epochs) epochs.push_back({e.train_loss, e.valid_loss});
-  return {{"step", s.step},         {"epoch", s.epoch},
-          {"batch", s.batch},       {"loss_sum", s.loss_sum},
-          {"epochs", epochs},       {"best_epoch", s.result.best_epoch},
+  return {{"step", s.step},
+          {"epoch", s.epoch},
+          {"batch", s.batch},
+          {"loss_sum", s.loss_sum},
+          {"epochs", epochs},
+          {"best_epoch", s.result.best_epoch},
           {"best_loss", s.result.best_loss}};
 }
 
@@ -128,7 +134,8 @@ inline std::string short_number(double x) {
 
 }  // namespace detail
 
-/// Trains a task. Resumes from options.checkpoint if it holds a checkpoint of a run with the same options.
+/// Trains a task. Resumes from options.checkpoint if it holds a checkpoint of a run with the same
+/// options.
 /// @param log where losses go, as phase/step; null for nowhere
 /// @throws ConfigError for options out of range, or a checkpoint of a run with other options
 /// @throws Interrupted after a signal, once a checkpoint is written
@@ -168,7 +175,8 @@ FitResult fit(Cpu& dev, Task& task, FitOptions const& options, MetricsLog* log =
       auto const n = static_cast<index_t>(task.parameters().size());
       std::span<T const> const now = task.parameters();
       std::vector<io::TensorToWrite> tensors{io::tensor_to_write<T>("parameters", {n}, now)};
-      if (!best.empty()) tensors.push_back(io::tensor_to_write<T>("best", {n}, std::span<T const>(best)));
+      if (!best.empty())
+        tensors.push_back(io::tensor_to_write<T>("best", {n}, std::span<T const>(best)));
       io::write_safetensors(folder / "parameters.safetensors", tensors);
       write_optimizer(folder, optimizer);
       write_trainer_state(folder, {{{"identity", identity}, {"state", detail::to_json(state)}}});
@@ -177,11 +185,12 @@ FitResult fit(Cpu& dev, Task& task, FitOptions const& options, MetricsLog* log =
   if (!options.checkpoint.empty()) {
     if (auto const folder = find_checkpoint(options.checkpoint)) {
       io::Json const numbers = read_trainer_state(*folder).numbers;
-      expects<ConfigError>(numbers.contains("identity") && numbers["identity"] == identity &&
-                               numbers.contains("state"),
-                           "the checkpoint " + folder->string() +
-                               " belongs to a run with other options or data; remove it, or choose another "
-                               "output folder.");
+      expects<ConfigError>(
+          numbers.contains("identity") && numbers["identity"] == identity &&
+              numbers.contains("state"),
+          "the checkpoint " + folder->string() +
+              " belongs to a run with other options or data; remove it, or choose another "
+              "output folder.");
       state = detail::fit_state_from_json(numbers["state"], (*folder / "state.json").string());
       io::SafeTensorsFile const file(*folder / "parameters.safetensors");
       auto const n = static_cast<index_t>(task.parameters().size());
@@ -197,8 +206,8 @@ FitResult fit(Cpu& dev, Task& task, FitOptions const& options, MetricsLog* log =
 
   Progress progress(options.phase, total, "steps", state.step);
   while (state.epoch < options.epochs) {
-    if (options.patience > 0 &&
-        static_cast<index_t>(state.result.epochs.size()) > state.result.best_epoch + options.patience) {
+    if (options.patience > 0 && static_cast<index_t>(state.result.epochs.size()) >
+                                    state.result.best_epoch + options.patience) {
       break;
     }
     std::vector<index_t> const order = text::shuffled_rows(examples, options.seed, state.epoch);
@@ -206,12 +215,12 @@ FitResult fit(Cpu& dev, Task& task, FitOptions const& options, MetricsLog* log =
     while (state.batch < batches) {
       if (interrupted()) {
         save();
-        throw Interrupted("the same command goes on from step " + std::to_string(state.step) + " of " +
-                          options.phase + ".");
+        throw Interrupted("the same command goes on from step " + std::to_string(state.step) +
+                          " of " + options.phase + ".");
       }
       optimizer.zero_gradients();
-      double const loss =
-          task.loss(rows[static_cast<std::size_t>(state.batch)], static_cast<std::uint32_t>(state.step));
+      double const loss = task.loss(rows[static_cast<std::size_t>(state.batch)],
+                                    static_cast<std::uint32_t>(state.step));
       if (!std::isfinite(loss)) {
         throw Error(options.phase + ": the loss of step " + std::to_string(state.step + 1) +
                     " is not finite; try a smaller learning rate.");
@@ -221,13 +230,15 @@ FitResult fit(Cpu& dev, Task& task, FitOptions const& options, MetricsLog* log =
       ++state.step;
       ++state.batch;
       state.loss_sum += loss;
-      progress.advance(state.step, "epoch " + std::to_string(state.epoch + 1) + ", loss " +
-                                       detail::short_number(state.loss_sum / static_cast<double>(state.batch)));
+      progress.advance(state.step,
+                       "epoch " + std::to_string(state.epoch + 1) + ", loss " +
+                           detail::short_number(state.loss_sum / static_cast<double>(state.batch)));
       if (log != nullptr) {
         log->write(options.phase, state.step,
                    {{"loss", loss}, {"learning_rate", rate}, {"gradient_norm", norm}});
       }
-      if (options.save_every > 0 && state.step % options.save_every == 0 && state.batch < batches) save();
+      if (options.save_every > 0 && state.step % options.save_every == 0 && state.batch < batches)
+        save();
     }
     EpochResult epoch;
     epoch.train_loss = state.loss_sum / static_cast<double>(batches);

@@ -24,11 +24,13 @@ struct EncodedPosts {
 
 /// Encodes seeker posts as contexts and response posts as responses.
 inline EncodedPosts encode_posts(text::SentencePieceTokenizer const& tokenizer,
-                                 std::span<data::Post const> posts, text::TokenLimits const& limits = {}) {
+                                 std::span<data::Post const> posts,
+                                 text::TokenLimits const& limits = {}) {
   EncodedPosts encoded;
   for (data::Post const& post : posts) {
     encoded.pairs.contexts.push_back(text::encode_with_end(tokenizer, post.seeker, limits.context));
-    encoded.pairs.responses.push_back(text::encode_with_end(tokenizer, post.response, limits.response));
+    encoded.pairs.responses.push_back(
+        text::encode_with_end(tokenizer, post.response, limits.response));
     encoded.levels.push_back(post.level);
   }
   return encoded;
@@ -36,8 +38,8 @@ inline EncodedPosts encode_posts(text::SentencePieceTokenizer const& tokenizer,
 
 /// How the rarer levels are made to count.
 enum class ClassWeights {
-  none,      ///< every post counts the same
-  balanced   ///< a post counts N / (3 n_level): every level counts the same in sum
+  none,     ///< every post counts the same
+  balanced  ///< a post counts N / (3 n_level): every level counts the same in sum
 };
 
 /// The task of train::fit that teaches an identifier its levels.
@@ -67,7 +69,8 @@ class IdentifierTask {
       std::array<index_t, 3> count{};
       for (std::int32_t const level : train.levels) ++count[static_cast<std::size_t>(level)];
       for (std::size_t l = 0; l < 3; ++l) {
-        if (count[l] > 0) weight_[l] = static_cast<T>(train.rows()) / (T(3) * static_cast<T>(count[l]));
+        if (count[l] > 0)
+          weight_[l] = static_cast<T>(train.rows()) / (T(3) * static_cast<T>(count[l]));
       }
     }
   }
@@ -100,12 +103,14 @@ class IdentifierTask {
     token_logprob_forward(dev_, logp, lse, {}, logits, labels);
     double total = 0;
     for (index_t i = 0; i < n; ++i) {
-      T const share = weight_[static_cast<std::size_t>(targets[static_cast<std::size_t>(i)])] / weight_sum;
+      T const share =
+          weight_[static_cast<std::size_t>(targets[static_cast<std::size_t>(i)])] / weight_sum;
       dlogp(i) = -share;
       total -= static_cast<double>(share * logp(i));
     }
     token_logprob_backward(dev_, logits, dlogp, lse, labels);
-    identifier_.model.backward(dev_, identifier_.weights.views(), gradients_.views(), logits, context);
+    identifier_.model.backward(dev_, identifier_.weights.views(), gradients_.views(), logits,
+                               context);
     return total;
   }
 

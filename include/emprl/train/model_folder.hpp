@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// A T5 as it lies in a folder: config.json, model.safetensors and spiece.model, in Hugging Face's layout; beside them a value
-// head where there is one. Prefixes lie in a folder of their own.
+// A T5 as it lies in a folder: config.json, model.safetensors and spiece.model, in Hugging Face's
+// layout; beside them a value head where there is one. Prefixes lie in a folder of their own.
 
 #include <algorithm>
 #include <filesystem>
@@ -23,16 +23,17 @@ namespace emprl::train {
 namespace detail {
 
 template <class V>
-V json_field(io::Json const& json, char const* name, V fallback, bool required, std::string const& where) {
+V json_field(io::Json const& json, char const* name, V fallback, bool required,
+             std::string const& where) {
   auto const it = json.find(name);
   if (it == json.end() || it->is_null()) {
     if (required) throw IoError(where + ": the field \"" + name + "\" is missing.");
     return fallback;
   }
-  bool const fits = std::is_same_v<V, bool>          ? it->is_boolean()
-                    : std::is_integral_v<V>          ? it->is_number_integer()
-                    : std::is_floating_point_v<V>    ? it->is_number()
-                                                     : it->is_string();
+  bool const fits = std::is_same_v<V, bool>       ? it->is_boolean()
+                    : std::is_integral_v<V>       ? it->is_number_integer()
+                    : std::is_floating_point_v<V> ? it->is_number()
+                                                  : it->is_string();
   if (!fits) throw IoError(where + ": the field \"" + std::string(name) + "\" has the wrong type.");
   return it->get<V>();
 }
@@ -40,14 +41,16 @@ V json_field(io::Json const& json, char const* name, V fallback, bool required, 
 }  // namespace detail
 
 /// The configuration in a config.json of Hugging Face's T5.
-/// @throws IoError naming the file and the field that is missing, of the wrong type, or not supported
+/// @throws IoError naming the file and the field that is missing, of the wrong type, or not
+/// supported
 inline t5::Config config_from_json(io::Json const& json, std::string const& where) {
   if (!json.is_object()) throw IoError(where + ": an object was expected.");
   auto const integer = [&](char const* name, index_t fallback, bool required) {
     return detail::json_field<index_t>(json, name, fallback, required, where);
   };
   std::string const type = detail::json_field<std::string>(json, "model_type", "t5", false, where);
-  if (type != "t5") throw IoError(where + ": model_type is \"" + type + "\"; only \"t5\" is understood.");
+  if (type != "t5")
+    throw IoError(where + ": model_type is \"" + type + "\"; only \"t5\" is understood.");
   t5::Config c;
   c.vocab_size = integer("vocab_size", 0, true);
   c.d_model = integer("d_model", 0, true);
@@ -74,7 +77,8 @@ inline t5::Config config_from_json(io::Json const& json, std::string const& wher
   c.tie_word_embeddings = detail::json_field<bool>(json, "tie_word_embeddings", true, false, where);
   constexpr index_t most = index_t{1} << 24;
   for (index_t const extent : {c.vocab_size, c.d_model, c.d_kv, c.d_ff, c.num_heads}) {
-    if (extent > most) throw IoError(where + ": a dimension of " + std::to_string(extent) + " is not plausible.");
+    if (extent > most)
+      throw IoError(where + ": a dimension of " + std::to_string(extent) + " is not plausible.");
   }
   if (c.num_layers > 1024 || c.num_decoder_layers > 1024) {
     throw IoError(where + ": more than 1024 layers are not plausible.");
@@ -112,8 +116,8 @@ inline io::Json config_to_json(t5::Config const& c) {
           {"torch_dtype", "float32"}};
 }
 
-/// Reads named parameters from a safetensors file, F16 and BF16 widened. Tensors of the file that the model has no use for are
-/// returned by name, for a warning.
+/// Reads named parameters from a safetensors file, F16 and BF16 widened. Tensors of the file that
+/// the model has no use for are returned by name, for a warning.
 /// @throws IoError naming the file and the tensor that is missing or has another shape
 template <class P, Scalar T>
 std::vector<std::string> read_parameters(io::SafeTensorsFile const& file,
@@ -127,8 +131,8 @@ std::vector<std::string> read_parameters(io::SafeTensorsFile const& file,
   for (std::string const& name : file.names()) {
     // Old T5 files repeat the shared embedding under the names of its users.
     bool const repeated = used.count("shared.weight") != 0 &&
-                          (name == "encoder.embed_tokens.weight" || name == "decoder.embed_tokens.weight" ||
-                           name == "lm_head.weight");
+                          (name == "encoder.embed_tokens.weight" ||
+                           name == "decoder.embed_tokens.weight" || name == "lm_head.weight");
     if (used.count(name) == 0 && !repeated) extra.push_back(name);
   }
   return extra;
@@ -137,7 +141,8 @@ std::vector<std::string> read_parameters(io::SafeTensorsFile const& file,
 /// Writes named parameters as one safetensors file, atomically.
 /// @throws IoError if the file cannot be written; what was there before stays
 template <class P, Scalar T>
-void write_parameters(std::filesystem::path const& path, nn::ParameterStore<P, T, Cpu> const& store) {
+void write_parameters(std::filesystem::path const& path,
+                      nn::ParameterStore<P, T, Cpu> const& store) {
   std::vector<io::TensorToWrite> tensors;
   for (nn::ParameterInfo const& info : store.infos()) {
     tensors.push_back(io::tensor_to_write<T>(info.name, info.shape, store.span(info)));
@@ -159,9 +164,9 @@ struct Generator {
   t5::Model<T, Cpu> model;
   t5::Parameters<T, Cpu> weights;
   text::SentencePieceTokenizer tokenizer;
-  PrefixParameters<T> prefix;          ///< without elements: no prefix
-  ValueHeadParameters<T> value_head;   ///< without elements: none
-  std::vector<std::string> warnings;   ///< of loading: tensors that were not used
+  PrefixParameters<T> prefix;         ///< without elements: no prefix
+  ValueHeadParameters<T> value_head;  ///< without elements: none
+  std::vector<std::string> warnings;  ///< of loading: tensors that were not used
 
   t5::Config const& config() const { return model.config(); }
   t5::Prefixes<T, Cpu> const& prefixes() const { return prefix.views(); }
@@ -197,7 +202,8 @@ struct Generator {
 /// Reads a model folder, and an adapter folder if one is named.
 /// @throws IoError naming the file, and the field or tensor in it, that is missing or wrong
 template <Scalar T>
-Generator<T> load_generator(std::filesystem::path const& path, std::filesystem::path const& adapter = {}) {
+Generator<T> load_generator(std::filesystem::path const& path,
+                            std::filesystem::path const& adapter = {}) {
   io::HuggingFaceFolder const folder{path};
   t5::Config const config = config_from_json(io::read_config(folder), folder.config().string());
   io::SafeTensorsFile const file(io::find_weights(folder));
@@ -219,7 +225,8 @@ Generator<T> load_generator(std::filesystem::path const& path, std::filesystem::
   return generator;
 }
 
-/// Writes a model folder: configuration, tokenizer, weights, and the value head if there is one. Prefixes are not part of it.
+/// Writes a model folder: configuration, tokenizer, weights, and the value head if there is one.
+/// Prefixes are not part of it.
 /// @throws IoError if a file cannot be written
 template <Scalar T>
 void save_generator(std::filesystem::path const& path, Generator<T> const& generator) {
@@ -239,20 +246,24 @@ template <Scalar T>
 void load_prefix(std::filesystem::path const& path, Generator<T>& generator) {
   auto const where = path / "adapter_config.json";
   io::Json const json = io::read_json_file(where);
-  std::string const type = detail::json_field<std::string>(json, "adapter_type", "", true, where.string());
+  std::string const type =
+      detail::json_field<std::string>(json, "adapter_type", "", true, where.string());
   if (type != "prefix") {
-    throw IoError(where.string() + ": adapter_type is \"" + type + "\"; only \"prefix\" is understood.");
+    throw IoError(where.string() + ": adapter_type is \"" + type +
+                  "\"; only \"prefix\" is understood.");
   }
   auto const length = detail::json_field<index_t>(json, "length", 0, true, where.string());
   if (length < 0 || length > 4096) {
-    throw IoError(where.string() + ": a prefix of " + std::to_string(length) + " positions is not plausible.");
+    throw IoError(where.string() + ": a prefix of " + std::to_string(length) +
+                  " positions is not plausible.");
   }
-  generator.prefix = PrefixParameters<T>(typename t5::Prefixes<T, Cpu>::Shape{generator.config(), length});
+  generator.prefix =
+      PrefixParameters<T>(typename t5::Prefixes<T, Cpu>::Shape{generator.config(), length});
   read_parameters(io::SafeTensorsFile(path / "adapter.safetensors"), generator.prefix);
 }
 
-/// Writes the prefixes alone: adapter.safetensors holds prefix.encoder, prefix.decoder and prefix.cross, each
-/// (length, layers * 2 * inner): key and value of layer 0, of layer 1, ...
+/// Writes the prefixes alone: adapter.safetensors holds prefix.encoder, prefix.decoder and
+/// prefix.cross, each (length, layers * 2 * inner): key and value of layer 0, of layer 1, ...
 /// @throws IoError if a file cannot be written
 template <Scalar T>
 void save_prefix(std::filesystem::path const& path, Generator<T> const& generator) {

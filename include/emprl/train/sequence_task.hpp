@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Supervised learning of responses: cross-entropy of the target tokens, for all weights or for a prefix in front of frozen ones.
+// Supervised learning of responses: cross-entropy of the target tokens, for all weights or for a
+// prefix in front of frozen ones.
 
 #include <cmath>
 #include <memory>
@@ -25,14 +26,15 @@ enum class Tuning { full, prefix };
 inline Tuning tuning_of(std::string_view name) {
   if (name == "full") return Tuning::full;
   if (name == "prefix") return Tuning::prefix;
-  throw ConfigError("tuning \"" + std::string(name) + "\" is unknown; full and prefix are understood.");
+  throw ConfigError("tuning \"" + std::string(name) +
+                    "\" is unknown; full and prefix are understood.");
 }
 
 /// Total cross-entropy of target tokens, and what it is divided by.
 struct Likelihood {
-  double nats = 0;      ///< -sum of log p over the tokens, </s> included
+  double nats = 0;  ///< -sum of log p over the tokens, </s> included
   index_t tokens = 0;
-  index_t bytes = 0;    ///< of the targets' UTF-8 text, if known
+  index_t bytes = 0;  ///< of the targets' UTF-8 text, if known
 
   double loss() const { return tokens > 0 ? nats / static_cast<double>(tokens) : 0.0; }
   double perplexity() const { return std::exp(loss()); }
@@ -42,7 +44,8 @@ struct Likelihood {
   }
 };
 
-/// The likelihood of given responses. `per_row`, if wanted, receives the log-probability of each row.
+/// The likelihood of given responses. `per_row`, if wanted, receives the log-probability of each
+/// row.
 template <Scalar T>
 Likelihood likelihood(Cpu& dev, Generator<T> const& generator, text::EncodedPairs const& pairs,
                       index_t rows_at_once = 64, std::vector<double>* per_row = nullptr) {
@@ -51,7 +54,8 @@ Likelihood likelihood(Cpu& dev, Generator<T> const& generator, text::EncodedPair
   std::vector<T> logp;
   for (index_t begin = 0; begin < pairs.rows(); begin += rows_at_once) {
     rows.clear();
-    for (index_t i = begin; i < std::min(pairs.rows(), begin + rows_at_once); ++i) rows.push_back(i);
+    for (index_t i = begin; i < std::min(pairs.rows(), begin + rows_at_once); ++i)
+      rows.push_back(i);
     text::EncodedPairs const part = text::gather_pairs(pairs, rows);
     logp.assign(part.responses.ids.size(), T(0));
     token_logprobs(dev, generator, part.contexts.view(), part.responses.view(), std::span<T>(logp));
@@ -69,7 +73,8 @@ Likelihood likelihood(Cpu& dev, Generator<T> const& generator, text::EncodedPair
   return total;
 }
 
-/// What makes the prefixes of one model in training: a network for each kind of attention (Li & Liang 2021).
+/// What makes the prefixes of one model in training: a network for each kind of attention (Li &
+/// Liang 2021).
 template <Scalar T>
 class PrefixTraining {
  public:
@@ -93,8 +98,11 @@ class PrefixTraining {
   using Shape = typename Params::Shape;
 
   PrefixTraining(Shape const& shape, std::uint64_t seed)
-      : parameters(shape), gradients(shape), flat_gradients_(typename t5::Prefixes<T, Cpu>::Shape{shape.model, shape.length}) {
-    // Uniform in +-1/sqrt(inputs) for the layers, standard normal for the embedding, as PyTorch does.
+      : parameters(shape),
+        gradients(shape),
+        flat_gradients_(typename t5::Prefixes<T, Cpu>::Shape{shape.model, shape.length}) {
+    // Uniform in +-1/sqrt(inputs) for the layers, standard normal for the embedding, as PyTorch
+    // does.
     std::uint32_t row = 0;
     for (nn::ParameterInfo const& info : parameters.infos()) {
       RandomSequence random(seed, Stream::initialise, 2, row++);
@@ -127,9 +135,12 @@ class PrefixTraining {
   /// Carries them on to `gradients` (+=).
   void backward(Cpu& dev) {
     auto const& d = flat_gradients_.views();
-    network_.backward(dev, parameters.views().encoder, gradients.views().encoder, d.encoder, contexts_[0]);
-    network_.backward(dev, parameters.views().decoder, gradients.views().decoder, d.decoder, contexts_[1]);
-    network_.backward(dev, parameters.views().cross, gradients.views().cross, d.cross, contexts_[2]);
+    network_.backward(dev, parameters.views().encoder, gradients.views().encoder, d.encoder,
+                      contexts_[0]);
+    network_.backward(dev, parameters.views().decoder, gradients.views().decoder, d.decoder,
+                      contexts_[1]);
+    network_.backward(dev, parameters.views().cross, gradients.views().cross, d.cross,
+                      contexts_[2]);
   }
 
   nn::ParameterStore<Params, T, Cpu> parameters;
@@ -162,11 +173,13 @@ class SequenceTask {
     if (options.tuning == Tuning::full) {
       gradients_ = t5::Parameters<T, Cpu>(generator.config());
     } else {
-      expects<ConfigError>(options.prefix_length >= 1, "prefix-tuning needs a prefix of at least one position.");
+      expects<ConfigError>(options.prefix_length >= 1,
+                           "prefix-tuning needs a prefix of at least one position.");
       generator.prefix = PrefixParameters<T>(
           typename t5::Prefixes<T, Cpu>::Shape{generator.config(), options.prefix_length});
       prefix_ = std::make_unique<PrefixTraining<T>>(
-          typename PrefixTraining<T>::Shape{generator.config(), options.prefix_length, options.prefix_hidden},
+          typename PrefixTraining<T>::Shape{generator.config(), options.prefix_length,
+                                            options.prefix_hidden},
           options.seed);
     }
   }
@@ -177,7 +190,8 @@ class SequenceTask {
   }
   std::span<T> gradients() const { return prefix_ ? prefix_->gradients.span() : gradients_.span(); }
 
-  /// Mean cross-entropy over the tokens of some training rows; its gradient is added to gradients().
+  /// Mean cross-entropy over the tokens of some training rows; its gradient is added to
+  /// gradients().
   double loss(std::span<index_t const> rows, std::uint32_t step) {
     ArenaScope saved(dev_.saved);
     ArenaScope scratch(dev_.scratch);
@@ -198,22 +212,24 @@ class SequenceTask {
     auto dlogp = dev_.scratch.template allocate<T, 1>({chunk});
     for (index_t i = 0; i < chunk; ++i) dlogp(i) = T(-1) / static_cast<T>(n);
     double total = 0;
-    // The gradient of a token's loss needs no other token's, so that logits exist a chunk at a time.
+    // The gradient of a token's loss needs no other token's, so that logits exist a chunk at a
+    // time.
     for (index_t begin = 0; begin < n; begin += chunk) {
       index_t const count = std::min(chunk, n - begin);
       auto const part = logits.rows(0, count);
       auto const states = hidden.rows(begin, begin + count);
-      TensorView<std::int32_t const, 1, Cpu> const targets(batch.responses.ids.data() + begin, {count});
+      TensorView<std::int32_t const, 1, Cpu> const targets(batch.responses.ids.data() + begin,
+                                                           {count});
       generator_.model.logits(dev_, generator_.weights.views(), states, part);
       token_logprob_forward(dev_, logp.rows(0, count), lse.rows(0, count), {}, part, targets);
       for (index_t i = 0; i < count; ++i) total -= static_cast<double>(logp(i));
       token_logprob_backward(dev_, part, dlogp.rows(0, count), lse.rows(0, count), targets);
-      generator_.model.logits_backward(dev_, generator_.weights.views(), gradients_.views(), part, states,
-                                       dhidden.rows(begin, begin + count));
+      generator_.model.logits_backward(dev_, generator_.weights.views(), gradients_.views(), part,
+                                       states, dhidden.rows(begin, begin + count));
     }
     generator_.model.backward(dev_, generator_.weights.views(), gradients_.views(),
-                              prefix_ ? prefix_->prefix_gradients() : t5::Prefixes<T, Cpu>{}, dhidden,
-                              context);
+                              prefix_ ? prefix_->prefix_gradients() : t5::Prefixes<T, Cpu>{},
+                              dhidden, context);
     if (prefix_) prefix_->backward(dev_);
     return n > 0 ? total / static_cast<double>(n) : 0.0;
   }

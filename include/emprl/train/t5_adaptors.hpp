@@ -16,10 +16,12 @@
 
 namespace emprl::train {
 
-/// Rows of logits that exist at one time when nothing has to be kept: 512 rows of a vocabulary of 32128 are 66 MB.
+/// Rows of logits that exist at one time when nothing has to be kept: 512 rows of a vocabulary of
+/// 32128 are 66 MB.
 inline constexpr index_t logit_rows = 512;
 
-/// log p of each response token under a model's full softmax, without dropout and without keeping anything.
+/// log p of each response token under a model's full softmax, without dropout and without keeping
+/// anything.
 /// @param logp         one number a response token, written
 /// @param values       the value head's number for each token; empty if not needed
 /// @param temperature  divides the logits; 1 is the model's own distribution
@@ -28,11 +30,13 @@ void token_logprobs(Cpu& dev, Generator<T> const& g, RaggedView contexts, Ragged
                     std::span<T> logp, std::span<T> values = {}, T temperature = T(1)) {
   ArenaScope scope(dev.scratch);
   index_t const n = responses.tokens();
-  expects(static_cast<index_t>(logp.size()) == n, "token_logprobs: one number for each response token");
+  expects(static_cast<index_t>(logp.size()) == n,
+          "token_logprobs: one number for each response token");
   auto hidden = dev.scratch.template allocate<T, 2>({n, g.config().d_model});
   g.model.inference(dev, g.weights.views(), g.prefixes(), contexts, responses, hidden);
   if (!values.empty()) {
-    nn::ValueHead<T, Cpu>{}.inference(dev, g.value_head.views(), hidden, TensorView<T, 1, Cpu>(values.data(), {n}));
+    nn::ValueHead<T, Cpu>{}.inference(dev, g.value_head.views(), hidden,
+                                      TensorView<T, 1, Cpu>(values.data(), {n}));
   }
   index_t const chunk = std::min(n, logit_rows);
   auto logits = dev.scratch.template allocate<T, 2>({chunk, g.config().vocab_size});
@@ -42,8 +46,9 @@ void token_logprobs(Cpu& dev, Generator<T> const& g, RaggedView contexts, Ragged
     auto const part = logits.rows(0, rows);
     g.model.logits(dev, g.weights.views(), hidden.rows(begin, begin + rows), part);
     if (temperature != T(1)) scale(dev, part, T(1) / temperature);
-    token_logprob_forward(dev, TensorView<T, 1, Cpu>(logp.data() + begin, {rows}), lse.rows(0, rows), {}, part,
-                          TensorView<std::int32_t const, 1, Cpu>(responses.ids.data() + begin, {rows}));
+    token_logprob_forward(
+        dev, TensorView<T, 1, Cpu>(logp.data() + begin, {rows}), lse.rows(0, rows), {}, part,
+        TensorView<std::int32_t const, 1, Cpu>(responses.ids.data() + begin, {rows}));
   }
 }
 
@@ -59,7 +64,8 @@ class T5Decoder {
   index_t vocabulary() const { return generator_.config().vocab_size; }
 
   State start(RaggedView contexts) {
-    return generator_.model.start(dev_, generator_.weights.views(), generator_.prefixes(), contexts);
+    return generator_.model.start(dev_, generator_.weights.views(), generator_.prefixes(),
+                                  contexts);
   }
 
   void step(State& state, std::span<index_t const> rows, std::span<std::int32_t const> tokens,
@@ -67,8 +73,8 @@ class T5Decoder {
     ArenaScope scope(dev_.scratch);
     auto const active = static_cast<index_t>(rows.size());
     auto hidden = dev_.scratch.template allocate<T, 2>({active, generator_.config().d_model});
-    generator_.model.decoder().step(dev_, generator_.weights.views(), generator_.prefixes(), state, rows,
-                                    {tokens.data(), {active}}, hidden);
+    generator_.model.decoder().step(dev_, generator_.weights.views(), generator_.prefixes(), state,
+                                    rows, {tokens.data(), {active}}, hidden);
     generator_.model.logits(dev_, generator_.weights.views(), hidden, logits);
   }
 
@@ -81,15 +87,16 @@ static_assert(gen::Decoder<T5Decoder<float>>);
 
 /// A sampling configuration that never draws an id that the tokenizer cannot decode.
 template <Scalar T>
-gen::SamplingConfig barred_beyond_tokenizer(gen::SamplingConfig config, Generator<T> const& generator) {
+gen::SamplingConfig barred_beyond_tokenizer(gen::SamplingConfig config,
+                                            Generator<T> const& generator) {
   for (index_t id = generator.tokenizer.size(); id < generator.config().vocab_size; ++id) {
     config.barred.push_back(static_cast<std::int32_t>(id));
   }
   return config;
 }
 
-/// T5 with a value head as an rl::ActorCritic: one trunk, two heads, whose gradients add up at the decoder's last state. No
-/// dropout: PPO compares log-probabilities of the same function.
+/// T5 with a value head as an rl::ActorCritic: one trunk, two heads, whose gradients add up at the
+/// decoder's last state. No dropout: PPO compares log-probabilities of the same function.
 template <Scalar T>
 class T5ActorCritic {
  public:
@@ -104,7 +111,8 @@ class T5ActorCritic {
     std::span<std::int32_t const> targets;
   };
 
-  /// @param gradients, prefix_gradients, value_gradients  accumulated by backward; empty views: frozen
+  /// @param gradients, prefix_gradients, value_gradients  accumulated by backward; empty views:
+  /// frozen
   /// @param temperature  divides the logits that log-probabilities are taken of
   T5ActorCritic(Cpu& dev, Generator<T> const& generator, t5::Params<T, Cpu> const& gradients,
                 t5::Prefixes<T, Cpu> const& prefix_gradients,
@@ -115,10 +123,12 @@ class T5ActorCritic {
         prefix_gradients_(prefix_gradients),
         value_gradients_(value_gradients),
         temperature_(temperature) {
-    expects<ConfigError>(generator.value_head.size() > 0, "an actor-critic needs a model with a value head.");
+    expects<ConfigError>(generator.value_head.size() > 0,
+                         "an actor-critic needs a model with a value head.");
   }
 
-  void forward(rl::TokenBatch const& batch, std::span<T> logp, std::span<T> values, Context& context) {
+  void forward(rl::TokenBatch const& batch, std::span<T> logp, std::span<T> values,
+               Context& context) {
     context.scope.reset();
     context.scope = std::make_unique<ArenaScope>(dev_.saved);
     index_t const n = batch.tokens();
@@ -128,14 +138,15 @@ class T5ActorCritic {
     context.entropy = dev_.saved.template allocate<T, 1>({n});
     context.targets = batch.responses.ids;
     DropoutSites no_dropout;
-    generator_.model.forward(dev_, generator_.weights.views(), generator_.prefixes(), batch.contexts,
-                             batch.responses, context.hidden, context.model, no_dropout);
+    generator_.model.forward(dev_, generator_.weights.views(), generator_.prefixes(),
+                             batch.contexts, batch.responses, context.hidden, context.model,
+                             no_dropout);
     value_head_.forward(dev_, generator_.value_head.views(), context.hidden,
                         TensorView<T, 1, Cpu>(values.data(), {n}), context.value);
     generator_.model.logits(dev_, generator_.weights.views(), context.hidden, context.logits);
     if (temperature_ != T(1)) scale(dev_, context.logits, T(1) / temperature_);
-    token_logprob_forward(dev_, TensorView<T, 1, Cpu>(logp.data(), {n}), context.lse, context.entropy,
-                          context.logits, targets(context));
+    token_logprob_forward(dev_, TensorView<T, 1, Cpu>(logp.data(), {n}), context.lse,
+                          context.entropy, context.logits, targets(context));
   }
 
   void inference(rl::TokenBatch const& batch, std::span<T> logp, std::span<T> values) {
@@ -158,8 +169,8 @@ class T5ActorCritic {
                                      context.hidden, dhidden);
     value_head_.backward(dev_, generator_.value_head.views(), value_gradients_,
                          TensorView<T const, 1, Cpu>(dvalues.data(), {n}), dhidden, context.value);
-    generator_.model.backward(dev_, generator_.weights.views(), gradients_, prefix_gradients_, dhidden,
-                              context.model);
+    generator_.model.backward(dev_, generator_.weights.views(), gradients_, prefix_gradients_,
+                              dhidden, context.model);
     context.scope.reset();
   }
 
