@@ -2,6 +2,7 @@
 #include "emprl/rl/advantages.hpp"
 
 #include <cmath>
+#include <cstdint>
 #include <vector>
 
 #include "support/catch.hpp"
@@ -53,4 +54,87 @@ TEST_CASE("advantages: arrays of the wrong length are refused", "[rl][advantages
   std::vector<double> two(2), one(1);
   CHECK_THROWS_AS((Gae{}(offsets, two, one, two, two)), ShapeError);
   CHECK_THROWS_AS((Gae{}(offsets, one, one, one, one)), ShapeError);
+}
+
+namespace {
+
+/// Rows of one, two, no and three tokens; token rewards as given.
+Rollout rollout_of(std::vector<std::vector<double>> const& rewards) {
+  Rollout r;
+  for (auto const& row : rewards) {
+    r.responses.push_back(std::vector<std::int32_t>(row.size(), 2));
+    r.rewards.insert(r.rewards.end(), row.begin(), row.end());
+  }
+  r.values.assign(r.rewards.size(), 0.0);
+  return r;
+}
+
+template <class A>
+std::vector<double> advantages_of(A&& estimator, Rollout const& r, std::vector<double>& returns) {
+  std::vector<double> a(r.rewards.size(), std::nan(""));
+  returns.assign(r.rewards.size(), std::nan(""));
+  estimator(r, a, returns);
+  return a;
+}
+
+}  // namespace
+
+TEST_CASE("advantages: a group's rows are compared with their group alone, by hand",
+          "[rl][advantages][unit]") {
+  // Returns 1, 3 and 10, 4: means 2 and 7, deviations sqrt(2) and sqrt(18).
+  Rollout const r = rollout_of({{1}, {1, 2}, {5, 5}, {4}});
+  std::vector<double> returns;
+  auto const a = advantages_of(GroupRelative{2}, r, returns);
+  double const one = 1 / (std::sqrt(2.0) + 1e-8), three = 3 / (std::sqrt(18.0) + 1e-8);
+  std::vector<double> const expected{-one, one, one, three, three, -three};
+  for (std::size_t t = 0; t < a.size(); ++t) CHECK(a[t] == Approx(expected[t]).epsilon(1e-15));
+  CHECK(returns == std::vector<double>{1, 3, 3, 10, 10, 4});
+  CHECK(advantages_of(GroupRelative{2, false}, r, returns) ==
+        std::vector<double>{-1, 1, 1, 3, 3, -3});
+}
+
+TEST_CASE("advantages: leave-one-out subtracts the mean of the others", "[rl][advantages][unit]") {
+  Rollout const r = rollout_of({{1}, {1, 2}, {8}, {4}, {4}, {4}});
+  std::vector<double> returns;
+  // Returns 1, 3, 8: others' means 5.5, 4.5, 2; then a group of equals.
+  CHECK(advantages_of(LeaveOneOut{3}, r, returns) ==
+        std::vector<double>{-4.5, -1.5, -1.5, 6, 0, 0, 0});
+}
+
+TEST_CASE("advantages: equal returns of a group give zeros, an empty response takes part",
+          "[rl][advantages][unit]") {
+  Rollout const r = rollout_of({{2}, {2}, {}, {3}});
+  std::vector<double> returns;
+  auto const a = advantages_of(GroupRelative{2}, r, returns);
+  CHECK(a[0] == 0);
+  CHECK(a[1] == 0);
+  CHECK(a[2] > 0);
+}
+
+TEST_CASE("advantages: rows that are no whole number of groups are refused",
+          "[rl][advantages][unit]") {
+  Rollout const r = rollout_of({{1}, {2}, {3}});
+  std::vector<double> returns;
+  CHECK_THROWS_WITH(advantages_of(GroupRelative{2}, r, returns),
+                    Catch::Matchers::ContainsSubstring("groups of 2"));
+  CHECK_THROWS_AS(advantages_of(LeaveOneOut{1}, r, returns), ConfigError);
+}
+
+TEST_CASE("advantages: the running baseline is the mean of earlier batches, and is resumed",
+          "[rl][advantages][unit]") {
+  RunningBaseline estimator(1.0, 0.5);
+  std::vector<double> returns;
+  // First batch: its own mean, (3 + 1) / 2.
+  CHECK(advantages_of(estimator, rollout_of({{1, 2}, {1}}), returns) ==
+        std::vector<double>{1, 0, -1});
+  CHECK(returns == std::vector<double>{3, 2, 1});
+  RunningBaseline resumed(1.0, 0.5);
+  resumed.restore(estimator.state());
+  // Second: still 2, though this batch's mean is 6; third: 4.
+  for (RunningBaseline* e : {&estimator, &resumed}) {
+    CHECK(advantages_of(*e, rollout_of({{6}}), returns) == std::vector<double>{4});
+    CHECK(advantages_of(*e, rollout_of({{6}}), returns) == std::vector<double>{2});
+  }
+  CHECK_THROWS_AS(resumed.restore(std::vector<double>{1.0}), ConfigError);
+  CHECK_THROWS_AS(RunningBaseline(1.0, 1.0), ConfigError);
 }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "emprl/core/rng.hpp"
+#include "emprl/rl/kl.hpp"
 #include "support/catch.hpp"
 
 using namespace emprl;
@@ -99,4 +100,35 @@ TEST_CASE("objective: the worst ratio is found with its token", "[rl][objective]
       std::vector<std::uint8_t>{1, 1, 1}, 3.0, std::span<double>(dlogp), std::span<double>(dv));
   CHECK(sums.worst_token == 1);
   CHECK(sums.worst_ratio_error == Approx(1 - std::exp(-2.0)));
+}
+
+TEST_CASE("objective: the second clip bounds what a bad action can cost", "[rl][objective][unit]") {
+  DualClipObjective const o{{}, 3.0};
+  TokenContext const bad{0.0, 0.0, -2.0, 0.0}, good{0.0, 0.0, 2.0, 0.0};
+  double const ten = std::log(10.0), two = std::log(2.0);
+  CHECK(o.policy(ten, bad) == 6.0);  // -A c, not -A ratio = 20
+  CHECK(o.clipped(ten, bad));
+  CHECK(o.policy(D::variable(ten, 0), bad).derivative[0] == 0.0);
+  CHECK(o.policy(two, bad) == Approx(4.0).epsilon(1e-15));
+  CHECK_FALSE(o.clipped(two, bad));
+  for (double const logp : {-1.0, 0.05, two, ten}) {
+    CHECK(o.policy(logp, good) == PpoClipObjective{}.policy(logp, good));
+  }
+}
+
+TEST_CASE("objective: a KL penalty in the loss adds its value and its gradient",
+          "[rl][objective][grad]") {
+  PpoClipObjective const base{};
+  KlK3 const kl{};
+  WithKlPenalty<PpoClipObjective, KlK3> const o{base, kl, 0.7};
+  TokenContext t{-1.0, 0.1, 0.5, 0.2};
+  t.reference_logp = -1.4;
+  double const logp = -1.1, v = 0.15;
+  CHECK(o(logp, v, t) == Approx(base(logp, v, t) + 0.7 * kl(logp, -1.4)).epsilon(1e-15));
+  D const loss = o(D::variable(logp, 0), D::variable(v, 1), t);
+  D const plain = base(D::variable(logp, 0), D::variable(v, 1), t);
+  CHECK(loss.derivative[0] ==
+        Approx(plain.derivative[0] + 0.7 * (1 - std::exp(-1.4 - logp))).epsilon(1e-14));
+  CHECK(loss.derivative[1] == plain.derivative[1]);
+  CHECK(o.policy(logp, t) == base.policy(logp, t));
 }

@@ -526,6 +526,41 @@ TEST_CASE("ppo: a controller that cannot be restored says so", "[rl][ppo][unit]"
   CHECK_NOTHROW(trainer.restore(trainer.state()));
 }
 
+TEST_CASE("ppo: an estimator's memory is part of the state, and a step that fails leaves it alone",
+          "[rl][ppo][unit]") {
+  auto bench = awkward_bench();
+  bool broken = false;
+  // The optimiser comes after the advantages: it is what fails.
+  struct Optimiser {
+    TabularOptimizer<double>& inner;
+    bool& broken;
+    void zero_gradients() { inner.zero_gradients(); }
+    double step(double rate, double norm) {
+      return broken ? std::numeric_limits<double>::quiet_NaN() : inner.step(rate, norm);
+    }
+  } optimizer{bench.optimizer, broken};
+  auto const make = [&] {
+    return PpoTrainer(
+        one_update(),
+        make_ppo_spec(bench.actor, bench.reference, bench.reward, bench.sampler, bench.decode,
+                      optimizer, KlK1{}, FixedKl(0.1), RunningBaseline{}, PpoClipObjective{}));
+  };
+  auto trainer = make();
+  trainer.step(awkward_prompts());
+  PpoState const after_one = trainer.state();
+  REQUIRE(after_one.advantages.size() == 2);
+  broken = true;
+  CHECK_THROWS_AS(trainer.step(awkward_prompts()), Error);
+  CHECK(trainer.state() == after_one);
+  auto other = make();
+  other.restore(after_one);
+  CHECK(other.state() == after_one);
+  PpoTrainer without(one_update(), make_ppo_spec(bench.actor, bench.reference, bench.reward,
+                                                 bench.sampler, bench.decode, optimizer, KlK1{},
+                                                 FixedKl(0.1), Gae{}, PpoClipObjective{}));
+  CHECK_THROWS_WITH(without.restore(after_one), ContainsSubstring("advantage estimator"));
+}
+
 TEST_CASE("ppo: the reward sees texts, ids, references and payloads", "[rl][ppo][unit]") {
   PromptBatch prompts = prompts_of({0, 1});
   prompts.references = {"r0", "r1"};

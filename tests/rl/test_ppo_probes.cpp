@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstdint>
 #include <span>
+#include <type_traits>
+#include <vector>
 
 #include "emprl/rl/ppo.hpp"
 #include "rl/tabular.hpp"
@@ -104,4 +106,94 @@ TEST_CASE("ppo: the value function learns a constant reward", "[rl][ppo][probe]"
   auto const policy = train(reward, config, 60, 4, start, start);
   CHECK(policy.values[0] == Approx(0.7).margin(0.05));
   CHECK(policy.values[1] == Approx(0.7).margin(0.05));
+}
+
+namespace {
+
+/// A tabular policy and nothing else: what is trained where there is no value function.
+struct TabularPolicy {
+  using Scalar = float;
+  using Context = Tabular<float>::Context;
+  Tabular<float>& table;
+
+  void forward(TokenBatch const& batch, std::span<float> logp, Context& c) const {
+    std::vector<float> unused(logp.size());
+    table.forward(batch, logp, unused, c);
+  }
+  void backward(std::span<float const> dlogp, Context const& c) {
+    std::vector<float> const none(dlogp.size(), 0.f);
+    table.backward(dlogp, none, c);
+  }
+};
+
+/// Trains without a value function, eight prompts in groups of four samples.
+template <class Advantages, class Kl>
+Tabular<float> train_critic_free(Advantages advantages, Kl kl, double beta, auto reward,
+                                 std::uint64_t seed, int steps, Tabular<float> table,
+                                 Tabular<float> const& frozen) {
+  TabularPolicy policy{table};
+  PolicyOnly actor(policy);
+  auto sampler = [&](RaggedView c, std::uint32_t step) { return table.sample(c, step, seed); };
+  auto decode = spell;
+  TabularOptimizer<float> optimizer{table, true};
+  PpoConfig config = quick(seed);
+  config.whiten_rewards = false;
+  config.whiten_advantages = std::is_same_v<Advantages, RunningBaseline>;
+  config.score_scaling = ScoreScaling::none;
+  PpoTrainer trainer(config, make_ppo_spec(actor, frozen, reward, sampler, decode, optimizer, kl,
+                                           FixedKl(beta), advantages, PpoClipObjective{}));
+  auto const prompts = prompts_of(std::vector<std::int32_t>(32, 0));
+  for (int i = 0; i < steps; ++i) trainer.step(prompts);
+  // No value function: nothing may have reached the table's values.
+  for (float const v : table.values) CHECK(v == 0.f);
+  return table;
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("ppo: advantages without a value function learn a bandit and a token",
+                   "[rl][ppo][advantages][probe]", GroupRelative, LeaveOneOut, RunningBaseline) {
+  for (std::uint64_t seed = 1; seed <= 20; ++seed) {
+    auto bandit = [seed](EpisodeBatch const& b, std::span<float> scores) {
+      for (std::size_t i = 0; i < b.size(); ++i) {
+        double const u =
+            uniform({seed, Stream::bootstrap, b.step, static_cast<std::uint32_t>(i), 0});
+        scores[i] = u < (b[i].response_ids[0] == 2 ? 0.8 : 0.2) ? 1.f : 0.f;
+      }
+    };
+    Tabular<float> arms(1, 1, 3);
+    arms.logits[1] = -30;  // no end token: two arms
+    CHECK(train_critic_free(TestType{}, KlK1{}, 0.0, bandit, seed, 80, arms, arms)
+              .probabilities(0)[2] > 0.9);
+
+    auto token = [](EpisodeBatch const& b, std::span<float> scores) {
+      for (std::size_t i = 0; i < b.size(); ++i) {
+        scores[i] = 0;
+        for (std::int32_t const y : b[i].response_ids) scores[i] += y == 3 ? 1.f : 0.f;
+      }
+    };
+    Tabular<float> const start(1, 2, 4);
+    auto const policy = train_critic_free(TestType{}, KlK1{}, 0.0, token, seed, 80, start, start);
+    for (std::size_t t = 0; t < 2; ++t) CHECK(policy.probabilities(t)[3] > 0.9);
+  }
+}
+
+TEMPLATE_TEST_CASE("ppo: without a reward a KL penalty in the loss brings the policy back",
+                   "[rl][ppo][kl][probe]", KlK2, KlK3) {
+  auto nothing = [](EpisodeBatch const&, std::span<float> scores) {
+    for (float& s : scores) s = 0;
+  };
+  Tabular<float> const frozen(1, 1, 4);
+  Tabular<float> start = frozen;
+  start.logits[2] = 2.3f;  // about half a nat away
+  auto const divergence = [](Tabular<float> const& policy) {
+    double kl = 0;
+    for (double const p : policy.probabilities(0)) kl += p * std::log(4 * p);
+    return kl;
+  };
+  REQUIRE(divergence(start) > 0.45);
+  for (std::uint64_t seed = 1; seed <= 20; ++seed) {
+    CHECK(divergence(train_critic_free(GroupRelative{}, KlInLoss<TestType>{}, 1.0, nothing, seed,
+                                       100, start, frozen)) < 0.05);
+  }
 }

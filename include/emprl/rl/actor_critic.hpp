@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// An ActorCritic made of two networks that share nothing.
+// An ActorCritic made of two networks that share nothing, and one that has no critic.
 
+#include <algorithm>
 #include <span>
 #include <type_traits>
 
@@ -42,6 +43,32 @@ class SeparateActorCritic {
  private:
   P* policy_;
   V* value_;
+};
+
+/// A policy alone, for advantages that need no value function (GroupRelative, LeaveOneOut,
+/// RunningBaseline): every value is 0, and no value head exists to be trained. Refers to the
+/// policy, which outlives it.
+template <Policy P>
+class PolicyOnly {
+ public:
+  using Scalar = typename P::Scalar;
+  using Context = typename P::Context;
+
+  explicit PolicyOnly(P& policy) : policy_(&policy) {}
+
+  void forward(TokenBatch const& batch, std::span<Scalar> logp, std::span<Scalar> values,
+               Context& context) {
+    policy_->forward(batch, logp, context);
+    std::ranges::fill(values, Scalar(0));
+  }
+
+  /// Adds (+=) to the policy's gradients; dvalues reach nothing.
+  void backward(std::span<Scalar const> dlogp, std::span<Scalar const>, Context& context) {
+    policy_->backward(dlogp, context);
+  }
+
+ private:
+  P* policy_;
 };
 
 }  // namespace emprl::rl

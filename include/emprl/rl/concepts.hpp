@@ -210,7 +210,8 @@ concept RewardModel = LoggingRewardModel<R> ||
 //     }
 //   };
 //
-// Models: KlK1, KlAbs, KlK2, KlK3 (kl.hpp).
+// Models: KlK1, KlAbs, KlK2, KlK3; KlInLoss of the last three puts the penalty into the loss
+// (kl.hpp).
 // -------------------------------------------------------------------------------------------------
 template <class K>
 concept KlEstimator = requires(K const& k, double logp, double reference) {
@@ -236,7 +237,7 @@ concept KlEstimator = requires(K const& k, double logp, double reference) {
 //     void restore(std::span<double const> s) { beta = s[0]; }
 //   };
 //
-// Models: FixedKl, AdaptiveKl (kl.hpp).
+// Models: FixedKl, AdaptiveKl, LinearKl (kl.hpp).
 // -------------------------------------------------------------------------------------------------
 template <class K>
 concept KlController = std::copyable<K> &&
@@ -271,12 +272,23 @@ concept StatefulKlController = KlController<K> &&
 //     }
 //   };
 //
-// Models: Gae (advantages.hpp).
+// An estimator that remembers something from batch to batch also has state() and restore(), as a
+// KL controller has (StatefulAdvantageEstimator).
+//
+// Models: Gae, GroupRelative, LeaveOneOut, RunningBaseline (advantages.hpp).
 // -------------------------------------------------------------------------------------------------
 template <class A>
 concept AdvantageEstimator = requires(A& a, Rollout const& rollout, std::span<double> advantages,
                                       std::span<double> returns) {
   { a(rollout, advantages, returns) } -> std::same_as<void>;
+};
+
+/// An estimator that can be saved and restored.
+template <class A>
+concept StatefulAdvantageEstimator = AdvantageEstimator<A> &&
+    requires(A& a, A const& constant, std::span<double const> state) {
+  { constant.state() } -> std::same_as<std::vector<double>>;
+  { a.restore(state) } -> std::same_as<void>;
 };
 
 // -------------------------------------------------------------------------------------------------
@@ -301,7 +313,7 @@ concept AdvantageEstimator = requires(A& a, Rollout const& rollout, std::span<do
 //   o.policy(logp, t), o.value(value, t)   the two terms, the second before its coefficient
 //   o.clipped(logp, t) -> bool             whether the policy term has lost its gradient
 //
-// Models: PpoClipObjective (objective.hpp).
+// Models: PpoClipObjective, DualClipObjective (objective.hpp).
 // -------------------------------------------------------------------------------------------------
 template <class O>
 concept Objective = requires(O const& o, Dual<double, 2> dual, double number,

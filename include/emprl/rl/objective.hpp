@@ -62,6 +62,63 @@ struct PpoClipObjective {
 
 static_assert(ItemisedObjective<PpoClipObjective>);
 
+/// The clipped surrogate with a bound for bad actions that became likely (Ye et al. 2020,
+/// "Mastering complex control in MOBA games"): where A < 0, the policy term is at most -A
+/// dual_clip, so that a large ratio cannot throw the policy far.
+struct DualClipObjective {
+  PpoClipObjective clip{};
+  double dual_clip = 3.0;  ///< above 1
+
+  template <class S>
+  EMPRL_HD S policy(S const& logp, TokenContext const& t) const {
+    using namespace scalar_math;
+    S const term = clip.policy(logp, t);
+    return t.advantage < 0 ? min(term, S(-t.advantage * dual_clip)) : term;
+  }
+
+  template <class S>
+  EMPRL_HD S value(S const& v, TokenContext const& t) const {
+    return clip.value(v, t);
+  }
+
+  template <class S>
+  EMPRL_HD S operator()(S const& logp, S const& v, TokenContext const& t) const {
+    return policy(logp, t) + S(clip.value_coefficient) * value(v, t);
+  }
+
+  /// Whether either clip has taken the policy term's gradient.
+  EMPRL_HD bool clipped(double logp, TokenContext const& t) const {
+    return clip.clipped(logp, t) ||
+           (t.advantage < 0 && clip.policy(logp, t) > -t.advantage * dual_clip);
+  }
+};
+
+static_assert(ItemisedObjective<DualClipObjective>);
+
+/// Another objective with a KL penalty added to each token's loss: objective + coefficient *
+/// kl(logp, reference_logp). Its terms are reported as the objective's own.
+template <Objective O, KlEstimator K>
+struct WithKlPenalty {
+  O const& objective;
+  K const& kl;
+  double coefficient;
+
+  template <class S>
+  EMPRL_HD S operator()(S const& logp, S const& v, TokenContext const& t) const {
+    return objective(logp, v, t) + S(coefficient) * S(kl(logp, S(t.reference_logp)));
+  }
+
+  double policy(double logp, TokenContext const& t) const requires ItemisedObjective<O> {
+    return objective.policy(logp, t);
+  }
+  double value(double v, TokenContext const& t) const requires ItemisedObjective<O> {
+    return objective.value(v, t);
+  }
+  bool clipped(double logp, TokenContext const& t) const requires ItemisedObjective<O> {
+    return objective.clipped(logp, t);
+  }
+};
+
 /// Sums over the tokens of one or more mini-batches; divide by `tokens` for means.
 struct ObjectiveSums {
   double tokens = 0;

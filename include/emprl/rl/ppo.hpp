@@ -99,6 +99,7 @@ struct PpoState {
   RunningMoments score_moments;
   std::vector<double>
       kl_controller;  ///< the controller's own state, or its coefficient if it has none
+  std::vector<double> advantages{};  ///< the advantage estimator's state, if it has one
 
   friend bool operator==(PpoState const&, PpoState const&) = default;
 };
@@ -178,6 +179,7 @@ class PpoTrainer {
   using Actor = Bare<decltype(Spec::actor)>;
   using Controller = decltype(Spec::kl_controller);
   using Loss = decltype(Spec::objective);
+  using Advantages = decltype(Spec::advantages);
   static_assert(ActorCritic<Actor>,
                 "spec.actor must be an ActorCritic: forward(batch, logp, values, context) and "
                 "backward(dlogp, dvalues, context), with nested Scalar and Context");
@@ -258,7 +260,9 @@ class PpoTrainer {
     r.kl.resize(r.mask.size());
     token_kl(spec_.kl, r.logp, r.reference, r.mask, r.kl);
     r.rewards.resize(r.mask.size());
-    shape_rewards(r.offsets(), r.kl, r.shaped_scores, r.mask, stats.kl_coefficient, r.rewards);
+    constexpr bool kl_in_loss = detail::is_kl_in_loss<decltype(Spec::kl)>;
+    double const reward_penalty = kl_in_loss ? 0.0 : stats.kl_coefficient;
+    shape_rewards(r.offsets(), r.kl, r.shaped_scores, r.mask, reward_penalty, r.rewards);
     expect_finite_rewards(r, prompts);
     describe_rollout(r, config_.end_token, stats);
     if (config_.whiten_rewards) whiten_rewards(r.rewards, r.mask);
@@ -266,13 +270,24 @@ class PpoTrainer {
     // 5. Advantages.
     r.advantages.assign(r.mask.size(), 0.0);
     r.returns.assign(r.mask.size(), 0.0);
+    Memory memory(spec_.advantages);
     spec_.advantages(r, r.advantages, r.returns);
     describe_advantages(r, stats);
     if (config_.whiten_advantages) masked_whiten(r.advantages, r.mask, WhitenMean::remove);
 
     // 6. Epochs over mini-batches.
-    UpdateReport const update = update_policy(spec_.actor, spec_.objective, spec_.optimizer,
-                                              prompts, r, config_, step, stats.learning_rate);
+    auto const update_with = [&](auto const& objective) {
+      return update_policy(spec_.actor, objective, spec_.optimizer, prompts, r, config_, step,
+                           stats.learning_rate);
+    };
+    UpdateReport update;
+    if constexpr (kl_in_loss) {
+      update = update_with(
+          WithKlPenalty<Loss, decltype(Spec::kl)>{spec_.objective, spec_.kl, stats.kl_coefficient});
+    } else {
+      update = update_with(spec_.objective);
+    }
+    memory.keep();
 
     // 7. KL coefficient of the next step.
     spec_.kl_controller.update(stats.kl, stats.episodes);
@@ -293,11 +308,16 @@ class PpoTrainer {
   /// Everything to save; a trainer restored from it, with the same models and optimiser, goes on as
   /// if never stopped.
   PpoState state() const {
+    PpoState state{step_, score_moments_, {}, {}};
     if constexpr (StatefulKlController<Controller>) {
-      return {step_, score_moments_, spec_.kl_controller.state()};
+      state.kl_controller = spec_.kl_controller.state();
     } else {
-      return {step_, score_moments_, {spec_.kl_controller.coefficient()}};
+      state.kl_controller = {spec_.kl_controller.coefficient()};
     }
+    if constexpr (StatefulAdvantageEstimator<Advantages>) {
+      state.advantages = spec_.advantages.state();
+    }
+    return state;
   }
 
   /// @throws ConfigError if the state is not from this kind of trainer, or if a KL controller
@@ -313,11 +333,38 @@ class PpoTrainer {
           "the KL controller cannot be restored to its saved coefficient: give it state() and "
           "restore()");
     }
+    if constexpr (StatefulAdvantageEstimator<Advantages>) {
+      spec_.advantages.restore(state.advantages);
+    } else {
+      expects<ConfigError>(state.advantages.empty(),
+                           "the saved advantage estimator has a state, but this one has none");
+    }
     step_ = state.step;
     score_moments_ = state.score_moments;
   }
 
  private:
+  /// Brings an estimator's state back unless the step that changed it came to its end.
+  class Memory {
+   public:
+    explicit Memory(Advantages& advantages) : advantages_(advantages) {
+      if constexpr (StatefulAdvantageEstimator<Advantages>) before_ = advantages.state();
+    }
+    Memory(Memory const&) = delete;
+    Memory& operator=(Memory const&) = delete;
+    ~Memory() {
+      if constexpr (StatefulAdvantageEstimator<Advantages>) {
+        if (!kept_) advantages_.restore(before_);
+      }
+    }
+    void keep() { kept_ = true; }
+
+   private:
+    [[maybe_unused]] Advantages& advantages_;
+    std::vector<double> before_;
+    bool kept_ = false;
+  };
+
   static void expect_finite_rewards(Rollout const& r, PromptBatch const& prompts) {
     for (index_t i = 0; i < r.rows(); ++i) {
       auto const u = static_cast<std::size_t>(i);

@@ -136,7 +136,8 @@ struct TokenContext {
   double old_logp = 0;   ///< log-probability under the policy that sampled
   double old_value = 0;  ///< V of the policy that sampled
   double advantage = 0;
-  double ret = 0;  ///< the return, target of the value function
+  double ret = 0;             ///< the return, target of the value function
+  double reference_logp = 0;  ///< log-probability under the frozen reference
 };
 
 /// Everything known about one rollout batch. Per-episode and per-token arrays are filled step by

@@ -52,8 +52,8 @@ inline MiniBatch take_mini_batch(PromptBatch const& prompts, Rollout const& roll
     auto const row = static_cast<std::size_t>(i);
     auto const end = static_cast<std::size_t>(rollout.responses.offsets[row + 1]);
     for (auto t = static_cast<std::size_t>(rollout.responses.offsets[row]); t < end; ++t) {
-      mini.tokens.push_back(
-          {rollout.logp[t], rollout.values[t], rollout.advantages[t], rollout.returns[t]});
+      mini.tokens.push_back({rollout.logp[t], rollout.values[t], rollout.advantages[t],
+                             rollout.returns[t], rollout.reference[t]});
       mini.mask.push_back(rollout.mask[t]);
     }
   }

@@ -114,7 +114,8 @@ inline io::Json to_json(rl::PpoState const& s) {
           {"score_variance", s.score_moments.variance},
           {"score_deviation", s.score_moments.deviation},
           {"score_count", s.score_moments.count},
-          {"kl_controller", s.kl_controller}};
+          {"kl_controller", s.kl_controller},
+          {"advantages", s.advantages}};
 }
 
 inline rl::PpoState ppo_state_from_json(io::Json const& json, std::string const& where) {
@@ -126,6 +127,8 @@ inline rl::PpoState ppo_state_from_json(io::Json const& json, std::string const&
     s.score_moments.deviation = json.at("score_deviation").get<double>();
     s.score_moments.count = json.at("score_count").get<double>();
     s.kl_controller = json.at("kl_controller").get<std::vector<double>>();
+    // Checkpoints of before advantage estimators had a state do not hold one.
+    s.advantages = json.value("advantages", std::vector<double>{});
     return s;
   } catch (io::Json::exception const&) {
     throw IoError(where + ": this is not the state of PPO.");
