@@ -73,6 +73,7 @@ void align(Common const& common, AlignOptions const& o) {
   write_configuration(o.out, common);
 
   train::AlignSettings settings;
+  settings.ppo.mode = o.mode == "corrected" ? rl::PpoMode::corrected : rl::PpoMode::trl_0_9_6;
   settings.ppo.learning_rate = o.learning_rate;
   settings.ppo.kl_coefficient = o.kl_coefficient;
   settings.ppo.batch_size = o.batch;
@@ -131,6 +132,9 @@ void add_align(CLI::App& app, Common& common) {
   c->add_option("--mechanisms", o->mechanisms, "Mechanisms in the reward")
       ->check(CLI::IsMember({"er", "ip", "ex"}))
       ->delimiter(',')
+      ->capture_default_str();
+  c->add_option("--mode", o->mode, "corrected, or the arithmetic of TRL 0.9.6 for comparison")
+      ->check(CLI::IsMember({"corrected", "trl_0_9_6"}))
       ->capture_default_str();
   c->add_option("--logprobs", o->logprobs, "raw, or tempered as sampling is")
       ->check(CLI::IsMember({"raw", "tempered"}))

@@ -132,6 +132,7 @@ struct AlignOptions {
   index_t epochs = 4;
   std::vector<std::string> mechanisms{"er", "ip", "ex"};
   std::string logprobs = "raw";
+  std::string mode = "corrected";
   bool permute_levels =
       false;  ///< the negative control: every dialogue gets another's target levels
   index_t save_every = 50;

@@ -26,18 +26,29 @@ struct Gae {
   double lambda = 0.95;
 
   /// @param rewards, values (tokens)   @param advantages, returns (tokens), written
+  /// @param padding_reward the reward of each token of padding, which follows every row up to the
+  /// length of the longest and has value 0: not 0 in PpoMode::trl_0_9_6 alone
   /// @throws ShapeError if the arrays are not one number a token
   void operator()(std::span<index_t const> offsets, std::span<double const> rewards,
                   std::span<double const> values, std::span<double> advantages,
-                  std::span<double> returns) const {
+                  std::span<double> returns, double padding_reward = 0.0) const {
     check_offsets(offsets, static_cast<index_t>(rewards.size()));
     expects(values.size() == rewards.size() && advantages.size() == rewards.size() &&
                 returns.size() == rewards.size(),
             "advantages need a reward and a value for every token");
+    index_t longest = 0;
+    for (std::size_t i = 0; i + 1 < offsets.size(); ++i) {
+      longest = std::max(longest, offsets[i + 1] - offsets[i]);
+    }
     for (std::size_t i = 0; i + 1 < offsets.size(); ++i) {
       auto const begin = static_cast<std::size_t>(offsets[i]);
       double next_value = 0;
       double next_advantage = 0;
+      if (padding_reward != 0) {
+        for (index_t t = offsets[i + 1] - offsets[i]; t < longest; ++t) {
+          next_advantage = padding_reward + gamma * lambda * next_advantage;
+        }
+      }
       for (auto t = static_cast<std::size_t>(offsets[i + 1]); t-- > begin;) {
         double const delta = rewards[t] + gamma * next_value - values[t];
         next_advantage = delta + gamma * lambda * next_advantage;
@@ -51,7 +62,8 @@ struct Gae {
   /// The estimator of PPO: reads the rollout's rewards and values.
   void operator()(Rollout const& rollout, std::span<double> advantages,
                   std::span<double> returns) const {
-    (*this)(rollout.offsets(), rollout.rewards, rollout.values, advantages, returns);
+    (*this)(rollout.offsets(), rollout.rewards, rollout.values, advantages, returns,
+            rollout.padding_reward);
   }
 };
 

@@ -100,6 +100,7 @@ struct PpoState {
   std::vector<double>
       kl_controller;  ///< the controller's own state, or its coefficient if it has none
   std::vector<double> advantages{};  ///< the advantage estimator's state, if it has one
+  bool clipped = false;  ///< PpoMode::trl_0_9_6: gradients were clipped once, and will not be again
 
   friend bool operator==(PpoState const&, PpoState const&) = default;
 };
@@ -239,7 +240,9 @@ class PpoTrainer {
     // 1. Sample a response for every context.
     r.responses = spec_.sampler(prompts.contexts.view(), step);
     expects(r.rows() == prompts.rows(), "the sampler must return one response a context");
-    r.mask = response_mask(r.responses.view());
+    bool const trl = config_.mode == PpoMode::trl_0_9_6;
+    r.mask =
+        trl ? trl_response_mask(r.responses.view(), prompts) : response_mask(r.responses.view());
     for (index_t i = 0; i < r.rows(); ++i) r.texts.push_back(spec_.decode(r.responses.row(i)));
 
     // 2. Score them.
@@ -265,7 +268,13 @@ class PpoTrainer {
     shape_rewards(r.offsets(), r.kl, r.shaped_scores, r.mask, reward_penalty, r.rewards);
     expect_finite_rewards(r, prompts);
     describe_rollout(r, config_.end_token, stats);
-    if (config_.whiten_rewards) whiten_rewards(r.rewards, r.mask);
+    if (config_.whiten_rewards) {
+      if (trl) {
+        r.padding_reward = whiten_rewards_trl(r.rewards, r.mask);
+      } else {
+        whiten_rewards(r.rewards, r.mask);
+      }
+    }
 
     // 5. Advantages.
     r.advantages.assign(r.mask.size(), 0.0);
@@ -278,7 +287,7 @@ class PpoTrainer {
     // 6. Epochs over mini-batches.
     auto const update_with = [&](auto const& objective) {
       return update_policy(spec_.actor, objective, spec_.optimizer, prompts, r, config_, step,
-                           stats.learning_rate);
+                           stats.learning_rate, clipped_);
     };
     UpdateReport update;
     if constexpr (kl_in_loss) {
@@ -295,6 +304,7 @@ class PpoTrainer {
     // 8. Statistics and state.
     describe_update(update, stats);
     score_moments_ = moments;
+    clipped_ = clipped_ || (trl && update.optimizer_steps > 0);
     ++step_;
     rollout_ = std::move(r);
     return stats;
@@ -308,7 +318,7 @@ class PpoTrainer {
   /// Everything to save; a trainer restored from it, with the same models and optimiser, goes on as
   /// if never stopped.
   PpoState state() const {
-    PpoState state{step_, score_moments_, {}, {}};
+    PpoState state{step_, score_moments_, {}, {}, clipped_};
     if constexpr (StatefulKlController<Controller>) {
       state.kl_controller = spec_.kl_controller.state();
     } else {
@@ -341,6 +351,7 @@ class PpoTrainer {
     }
     step_ = state.step;
     score_moments_ = state.score_moments;
+    clipped_ = state.clipped;
   }
 
  private:
@@ -400,6 +411,7 @@ class PpoTrainer {
   Spec spec_;
   std::int64_t step_ = 0;
   RunningMoments score_moments_;
+  bool clipped_ = false;
   Rollout rollout_;
 };
 

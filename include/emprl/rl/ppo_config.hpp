@@ -15,9 +15,30 @@
 
 namespace emprl::rl {
 
+/// Which arithmetic: PPO as it is meant, or as TRL 0.9.6 ran it. Masks, whitening, the
+/// normalisation of the loss, clipping and skipping differ; see each field's and function's
+/// comment.
+enum class PpoMode {
+  corrected,
+  /// Parity with the library that EmpRL was published with (von Werra et al., TRL 0.9.6), defects
+  /// included, for comparing runs. Nothing else depends on it.
+  ///   - the first generated token of a response is masked; a response of one token is an error
+  ///   - whitened rewards are not masked again: padding up to the batch's longest response holds
+  ///     mean (1 - 1 / sqrt(var + 1e-8)), which reaches real tokens through the advantages
+  ///   - a mini-batch's loss is its own mean, and an optimiser step divides each by the number of
+  ///     mini-batches that it should hold
+  ///   - gradients are clipped in the first optimiser step of the run alone
+  ///   - the last rollout batch of a pass over the data (PromptBatch::last_of_pass) takes an
+  ///     optimiser step for every mini-batch, each gradient divided as if they were accumulated
+  ///   - a mini-batch with too large a ratio counts with loss 0, and the optimiser steps even if
+  ///     all of them do
+  trl_0_9_6
+};
+
 /// The settings of PPO. Designated initialisers read well:  PpoConfig{.batch_size = 16,
 /// .kl_coefficient = 0.05}. The defaults are the preset emprl().
 struct PpoConfig {
+  PpoMode mode = PpoMode::corrected;
   std::uint64_t seed = 42;            ///< addresses the order of mini-batches
   index_t batch_size = 32;            ///< the most episodes a rollout batch may hold
   index_t mini_batch_size = 8;        ///< episodes in one forward and backward
@@ -46,10 +67,13 @@ struct PpoConfig {
   double ratio_threshold = 10.0;  ///< a mini-batch with a larger mean ratio is skipped
   /// Largest |ratio - 1| allowed before the first optimiser step of a rollout batch. Unset: 1e-3 in
   /// float (log-probabilities of a few tens, summed in another order), 1e-9 in double.
-  std::optional<double> ratio_tolerance;
+  std::optional<double> ratio_tolerance{};
 
   /// The published setting of EmpRL.
   static PpoConfig emprl() { return {}; }
+
+  /// The same numbers in the arithmetic of TRL 0.9.6.
+  static PpoConfig trl_0_9_6() { return {.mode = PpoMode::trl_0_9_6}; }
 
   /// learning_rate * max(0, 1 - step / decay_steps).
   double learning_rate_at(std::int64_t step) const {
@@ -66,6 +90,8 @@ struct PpoConfig {
     auto const finite_from = [](double x, double low) { return std::isfinite(x) && x >= low; };
     auto const above_zero = [](double x) { return std::isfinite(x) && x > 0; };
     auto const share = [](double x) { return x >= 0 && x <= 1; };
+    field(mode == PpoMode::corrected || mode == PpoMode::trl_0_9_6, "mode",
+          "corrected or trl_0_9_6");
     field(batch_size > 0, "batch_size", "at least 1");
     field(mini_batch_size > 0, "mini_batch_size", "at least 1");
     field(mini_batch_size <= batch_size, "mini_batch_size", "at most batch_size");

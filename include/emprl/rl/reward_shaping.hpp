@@ -3,8 +3,10 @@
 
 // From scores (one number a response) and KL (one number a token) to the reward of each token.
 
+#include <cmath>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "emprl/core/error.hpp"
@@ -18,6 +20,23 @@ namespace emprl::rl {
 /// Every generated token is trained, the first and the end token included.
 inline std::vector<std::uint8_t> response_mask(RaggedView responses) {
   return std::vector<std::uint8_t>(static_cast<std::size_t>(responses.tokens()), 1);
+}
+
+/// The mask of PpoMode::trl_0_9_6: every generated token but the first of each response.
+/// @throws Error naming the row if a response has no second token; the original fails there too
+inline std::vector<std::uint8_t> trl_response_mask(RaggedView responses,
+                                                   PromptBatch const& prompts) {
+  std::vector<std::uint8_t> mask = response_mask(responses);
+  for (index_t i = 0; i < responses.rows(); ++i) {
+    if (responses.length(i) < 2) {
+      throw Error("the response to episode " + prompts.name(i) + " has " +
+                  std::to_string(responses.length(i)) +
+                  " tokens, but the mode trl_0_9_6 masks the first and so needs two; sample at "
+                  "least two tokens, or use the mode corrected");
+    }
+    mask[static_cast<std::size_t>(responses.offsets[static_cast<std::size_t>(i)])] = 0;
+  }
+  return mask;
 }
 
 /// kl[t] = estimator(logp[t], reference[t]), 0 where masked.
@@ -65,6 +84,15 @@ inline void shape_rewards(std::span<index_t const> offsets, std::span<double con
 inline void whiten_rewards(std::span<double> rewards, MaskView mask) {
   masked_whiten(rewards, mask, WhitenMean::keep);
   clear_masked(rewards, mask);
+}
+
+/// The same in PpoMode::trl_0_9_6: what masked tokens held, 0, is whitened too and stays.
+/// @return what a token of padding then holds, mean (1 - 1 / sqrt(variance + 1e-8))
+inline double whiten_rewards_trl(std::span<double> rewards, MaskView mask) {
+  double const mean = masked_mean(rewards, mask);
+  double const scale = 1.0 / std::sqrt(masked_variance(rewards, mask) + 1e-8);
+  masked_whiten(rewards, mask, WhitenMean::keep);
+  return (0.0 - mean) * scale + mean;
 }
 
 }  // namespace emprl::rl

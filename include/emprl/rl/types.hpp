@@ -48,6 +48,7 @@ struct PromptBatch {
   std::vector<std::string> references;  ///< a response to compare with, if there is one
   std::vector<std::any> payloads;       ///< whatever the reward needs to know about a row
   std::vector<std::string> ids;         ///< names for messages, such as file:line
+  bool last_of_pass = false;            ///< no batch of this pass over the data comes after it
 
   index_t rows() const { return contexts.rows(); }
 
@@ -156,6 +157,9 @@ struct Rollout {
   std::vector<double> values;      ///< (tokens) V of the policy that sampled, 0 where masked
   std::vector<double> kl;          ///< (tokens) the estimator's value, 0 where masked
   std::vector<double> rewards;     ///< (tokens) -beta kl, plus the score on the last token
+  /// What a row's padding up to the longest row is rewarded with, a token: 0, but for
+  /// PpoMode::trl_0_9_6 with whitened rewards.
+  double padding_reward = 0;
   std::vector<double> advantages;  ///< (tokens)
   std::vector<double> returns;     ///< (tokens)
 

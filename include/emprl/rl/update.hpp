@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <span>
 #include <string>
@@ -99,18 +100,24 @@ double step_optimizer(G& optimizer, double learning_rate, double max_gradient_no
 /// gradients add up to the mean over the step's tokens, whatever the cut. A mini-batch whose mean
 /// ratio passes the threshold counts with loss 0; a step all of whose mini-batches are skipped, or
 /// that has no token, moves nothing.
+/// In PpoMode::trl_0_9_6 each of the last four sentences is otherwise; see there.
 /// @param step   addresses the shuffles
+/// @param clipped_before   PpoMode::trl_0_9_6: whether an earlier optimiser step of the run clipped
 /// @throws Error naming the episode or episodes of a non-finite number or of a ratio that is not 1
 /// at first; the weights have
 ///         then not moved in the optimiser step that failed
 template <ActorCritic A, Objective O, Optimizer G>
 UpdateReport update_policy(A& actor, O const& objective, G& optimizer, PromptBatch const& prompts,
                            Rollout const& rollout, PpoConfig const& config, std::uint32_t step,
-                           double learning_rate) {
+                           double learning_rate, bool clipped_before = false) {
   using T = typename A::Scalar;
   double const tolerance = config.ratio_tolerance.value_or(std::is_same_v<T, float> ? 1e-3 : 1e-9);
   auto const mini_rows = static_cast<std::size_t>(config.mini_batch_size);
-  auto const step_rows = mini_rows * static_cast<std::size_t>(config.gradient_accumulation);
+  bool const trl = config.mode == PpoMode::trl_0_9_6;
+  auto const accumulated = static_cast<double>(config.gradient_accumulation);
+  auto const step_rows = trl && prompts.last_of_pass
+                             ? mini_rows
+                             : mini_rows * static_cast<std::size_t>(config.gradient_accumulation);
 
   UpdateReport report;
   typename A::Context context;
@@ -146,9 +153,11 @@ UpdateReport update_policy(A& actor, O const& objective, G& optimizer, PromptBat
         actor.forward(mini.batch.view(), std::span<T>(logp), std::span<T>(values), context);
         expect_finite(std::span<T const>(logp), mini.batch, prompts, "log-probability");
         expect_finite(std::span<T const>(values), mini.batch, prompts, "value");
+        double const normaliser =
+            trl ? static_cast<double>(masked_count(mini.mask)) * accumulated : step_tokens;
         ObjectiveSums const sums = evaluate_objective<T>(
             objective, std::span<T const>(logp), std::span<T const>(values), mini.tokens, mini.mask,
-            step_tokens, std::span<T>(dlogp), std::span<T>(dvalues));
+            normaliser, std::span<T>(dlogp), std::span<T>(dvalues));
         if (report.optimizer_steps == 0) {
           expect_unit_ratio(sums, tolerance, mini.batch, prompts);
         }
@@ -156,6 +165,7 @@ UpdateReport update_policy(A& actor, O const& objective, G& optimizer, PromptBat
         report.ratio_tokens += sums.tokens;
         if (sums.mean_ratio() > config.ratio_threshold) {
           ++report.skipped_batches;
+          trained = trained || trl;
           continue;
         }
         expect_finite(std::span<T const>(dlogp), mini.batch, prompts, "loss gradient");
@@ -173,8 +183,10 @@ UpdateReport update_policy(A& actor, O const& objective, G& optimizer, PromptBat
       }
       if (!trained) continue;
 
-      double const norm =
-          step_optimizer(optimizer, learning_rate, config.max_gradient_norm, prompts, rows);
+      bool const clips = !trl || (!clipped_before && report.optimizer_steps == 0);
+      double const most =
+          clips ? config.max_gradient_norm : std::numeric_limits<double>::infinity();
+      double const norm = step_optimizer(optimizer, learning_rate, most, prompts, rows);
       report.gradient_norm += norm;
       ++report.optimizer_steps;
     }

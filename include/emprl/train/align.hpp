@@ -95,6 +95,12 @@ inline std::vector<index_t> rows_of_step(index_t dialogues, index_t batch, index
           order.begin() + static_cast<std::ptrdiff_t>(end)};
 }
 
+/// Whether step `step` takes what is left of a pass.
+inline bool is_last_of_pass(index_t dialogues, index_t batch, index_t step) {
+  index_t const batches = (dialogues + batch - 1) / batch;
+  return step % batches == batches - 1;
+}
+
 namespace detail {
 
 /// AdamW as an rl::Optimizer.
@@ -115,7 +121,8 @@ inline io::Json to_json(rl::PpoState const& s) {
           {"score_deviation", s.score_moments.deviation},
           {"score_count", s.score_moments.count},
           {"kl_controller", s.kl_controller},
-          {"advantages", s.advantages}};
+          {"advantages", s.advantages},
+          {"clipped", s.clipped}};
 }
 
 inline rl::PpoState ppo_state_from_json(io::Json const& json, std::string const& where) {
@@ -127,8 +134,9 @@ inline rl::PpoState ppo_state_from_json(io::Json const& json, std::string const&
     s.score_moments.deviation = json.at("score_deviation").get<double>();
     s.score_moments.count = json.at("score_count").get<double>();
     s.kl_controller = json.at("kl_controller").get<std::vector<double>>();
-    // Checkpoints of before advantage estimators had a state do not hold one.
+    // Checkpoints of earlier versions do not hold these two.
     s.advantages = json.value("advantages", std::vector<double>{});
+    s.clipped = json.value("clipped", false);
     return s;
   } catch (io::Json::exception const&) {
     throw IoError(where + ": this is not the state of PPO.");
@@ -187,13 +195,15 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward,
                rl::Gae{ppo.gamma, ppo.lambda},
                rl::PpoClipObjective{ppo.policy_clip, ppo.value_clip, ppo.value_coefficient}));
 
-  io::Json const identity = {{"phase", settings.phase},
-                             {"dialogues", dialogues},
-                             {"steps", steps},
-                             {"batch_size", ppo.batch_size},
-                             {"learning_rate", ppo.learning_rate},
-                             {"kl_coefficient", ppo.kl_coefficient},
-                             {"seed", settings.seed}};
+  io::Json const identity = {
+      {"phase", settings.phase},
+      {"dialogues", dialogues},
+      {"steps", steps},
+      {"batch_size", ppo.batch_size},
+      {"learning_rate", ppo.learning_rate},
+      {"mode", ppo.mode == rl::PpoMode::corrected ? "corrected" : "trl_0_9_6"},
+      {"kl_coefficient", ppo.kl_coefficient},
+      {"seed", settings.seed}};
   auto const save = [&] {
     if (settings.checkpoint.empty()) return;
     train::save_checkpoint(settings.checkpoint, [&](std::filesystem::path const& folder) {
@@ -238,8 +248,9 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward,
                         settings.phase + ".");
     }
     auto const rows = rows_of_step(dialogues, ppo.batch_size, done, settings.seed);
-    rl::PpoStats const stats =
-        trainer.step(prompts_of(generator.tokenizer, pairs, rows, settings.limits));
+    rl::PromptBatch prompts = prompts_of(generator.tokenizer, pairs, rows, settings.limits);
+    prompts.last_of_pass = is_last_of_pass(dialogues, ppo.batch_size, done);
+    rl::PpoStats const stats = trainer.step(prompts);
     ++done;
     char note[96];
     std::snprintf(note, sizeof note, "score %.3f, KL %.2f, length %.1f", stats.score_mean, stats.kl,
