@@ -61,6 +61,8 @@
 #include "emprl/rl/objective.hpp"
 #include "emprl/rl/ppo.hpp"
 #include "emprl/rl/ppo_config.hpp"
+#include "emprl/rl/reward_combinators.hpp"
+#include "emprl/rl/reward_rules.hpp"
 #include "emprl/rl/reward_shaping.hpp"
 #include "emprl/rl/rewards.hpp"
 #include "emprl/rl/running_moments.hpp"

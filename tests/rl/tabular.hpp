@@ -101,6 +101,22 @@ struct Tabular {
     }
   }
 
+  /// Exact divergence from another table at every token.
+  void full_kl(Tabular const& reference, rl::TokenBatch const& batch, std::span<T> kl) const {
+    Context c;
+    std::vector<T> unused(kl.size());
+    forward(batch, kl, unused, c);
+    for (std::size_t t = 0; t < c.cell.size(); ++t) {
+      double sum = 0;
+      for (std::size_t k = 0; k < vocabulary; ++k) {
+        auto const id = static_cast<std::int32_t>(k);
+        double const lp = log_probability(c.cell[t], id);
+        sum += std::exp(lp) * (lp - reference.log_probability(c.cell[t], id));
+      }
+      kl[t] = static_cast<T>(sum);
+    }
+  }
+
   /// As a reference policy.
   void logprobs(rl::TokenBatch const& batch, std::span<T> logp) const {
     Context c;

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "emprl/rl/reward_combinators.hpp"
 #include "reference/ppo.hpp"
 #include "rl/tabular.hpp"
 #include "support/catch.hpp"
@@ -524,6 +525,65 @@ TEST_CASE("ppo: a controller that cannot be restored says so", "[rl][ppo][unit]"
   trainer.step(awkward_prompts());
   CHECK_THROWS_WITH(trainer.restore(start), ContainsSubstring("restore"));
   CHECK_NOTHROW(trainer.restore(trainer.state()));
+}
+
+TEST_CASE("ppo: a reward's memory is part of the state, and a step that fails leaves it alone",
+          "[rl][ppo][rewards][unit]") {
+  auto bench = awkward_bench();
+  Normalised reward{bench.reward};
+  bool broken = false;
+  auto decode = [&](std::span<std::int32_t const> ids) { return spell(ids); };
+  auto reference = [&] {
+    struct Reference {
+      Tabular<double> const& table;
+      bool const& broken;
+      void logprobs(TokenBatch const& batch, std::span<double> logp) const {
+        table.logprobs(batch, logp);
+        if (broken) logp[0] = std::numeric_limits<double>::quiet_NaN();
+      }
+    };
+    return Reference{bench.reference, broken};
+  }();
+  auto const make = [&] {
+    return PpoTrainer(one_update(), make_ppo_spec(one_update(), bench.actor, reference, reward,
+                                                  bench.sampler, decode, bench.optimizer));
+  };
+  auto trainer = make();
+  trainer.step(awkward_prompts());
+  PpoState const after_one = trainer.state();
+  REQUIRE_FALSE(after_one.reward.empty());
+  broken = true;
+  CHECK_THROWS_AS(trainer.step(awkward_prompts()), Error);
+  CHECK(trainer.state() == after_one);
+  broken = false;
+  trainer.step(awkward_prompts());
+  CHECK(trainer.state().reward != after_one.reward);
+  trainer.restore(after_one);
+  CHECK(trainer.state() == after_one);
+  auto plain = bench.trainer(one_update());
+  CHECK_THROWS_WITH(plain.restore(after_one), ContainsSubstring("reward"));
+}
+
+TEST_CASE("ppo: with the full KL the penalty is the exact divergence, whichever token was drawn",
+          "[rl][ppo][kl][unit]") {
+  auto bench = awkward_bench();
+  PpoTrainer trainer(
+      one_update(),
+      make_ppo_spec(bench.actor, bench.reference, bench.reward, bench.sampler, bench.decode,
+                    bench.optimizer, KlFull{}, FixedKl(0.3), Gae{}, PpoClipObjective{}));
+  Tabular<double> const before = bench.actor;
+  trainer.step(awkward_prompts());
+  Rollout const& r = trainer.rollout();
+  for (index_t i = 0; i < r.rows(); ++i) {
+    auto const begin = static_cast<std::size_t>(r.offsets()[static_cast<std::size_t>(i)]);
+    for (std::size_t t = 0; t < r.responses.row(i).size(); ++t) {
+      auto const p = before.probabilities(static_cast<std::size_t>(i) * 5 + t);
+      auto const q = bench.reference.probabilities(static_cast<std::size_t>(i) * 5 + t);
+      double exact = 0;
+      for (std::size_t k = 0; k < p.size(); ++k) exact += p[k] * std::log(p[k] / q[k]);
+      CHECK(r.kl[begin + t] == Approx(exact).epsilon(1e-12));
+    }
+  }
 }
 
 TEST_CASE("ppo: an estimator's memory is part of the state, and a step that fails leaves it alone",

@@ -116,6 +116,21 @@ TEST_CASE("golden: token KL, rewards and objective KL of kl, abs and mse", "[rl]
   check("mse", KlK2{});
 }
 
+TEST_CASE("golden: rewards and KL of the whole distribution", "[rl][kl][golden]") {
+  Fixture f;
+  auto actor = table<double>("encdec_forward", "logits", "values_in");
+  auto reference = table<double>("encdec_forward", "ref_logits", "");
+  auto const& expected = golden()["rewards_full"];
+  index_t const rows_at_once = GENERATE(1, 2, 3);
+  evaluate_full_kl(actor, reference, f.prompts, rows_at_once, f.rollout);
+  std::vector<double> rewards(f.rollout.kl.size());
+  shape_rewards(f.rollout.offsets(), f.rollout.kl,
+                golden()["rewards_kl"]["scores"].get<std::vector<double>>(), f.rollout.mask, 0.2,
+                rewards);
+  check_close(f.counted(f.rollout.kl), f.counted(f.packed(expected["kls"])), 1e-6);
+  check_close(f.counted(rewards), f.counted(f.packed(expected["rewards"])), 1e-6);
+}
+
 TEST_CASE("golden: GAE without reward whitening", "[rl][advantages][golden]") {
   Fixture f;
   for (double const lambda : {0.95, 1.0}) {

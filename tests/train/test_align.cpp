@@ -136,6 +136,41 @@ TEST_CASE(
   support::check_gradients(f, inputs, options);
 }
 
+TEST_CASE("T5 actor-critic: the full KL is the sum over the vocabulary of what inference says",
+          "[train][t5][unit]") {
+  double const temperature = GENERATE(1.0, 0.7);
+  Cpu dev(1);
+  train::Generator<double> g = generator<double>();
+  train::ensure_value_head(g, 3);
+  train::Generator<double> other = generator<double>();
+  RandomSequence random(5, Stream::initialise);
+  for (double& w : other.weights.span()) w += 0.05 * random.normal();
+  train::T5ActorCritic<double> actor(dev, g, {}, {}, {}, temperature);
+  train::T5Reference<double> reference(dev, other, temperature);
+  Ragged contexts;
+  contexts.push_back(std::vector<std::int32_t>{5, 9, 4, 1});
+  // The first token's distribution, one token of the vocabulary at a time.
+  double exact = 0;
+  for (index_t v = 0; v < g.config().vocab_size; ++v) {
+    Ragged response;
+    response.push_back(std::vector<std::int32_t>{static_cast<std::int32_t>(v)});
+    std::vector<double> p(1), q(1), value(1);
+    actor.inference({contexts.view(), response.view()}, p, value);
+    reference.logprobs({contexts.view(), response.view()}, q);
+    exact += std::exp(p[0]) * (p[0] - q[0]);
+  }
+  Ragged response;
+  response.push_back(std::vector<std::int32_t>{7, 3, 1});
+  std::vector<double> kl(3);
+  actor.full_kl(reference, {contexts.view(), response.view()}, kl);
+  CHECK(kl[0] == Approx(exact).epsilon(1e-11));
+  CHECK(exact > 0.001);
+  for (double const x : kl) CHECK(x > 0);
+  train::T5Reference<double> itself(dev, g, temperature);
+  actor.full_kl(itself, {contexts.view(), response.view()}, kl);
+  for (double const x : kl) CHECK(x == 0);
+}
+
 TEST_CASE(
     "sequence task: the loss's gradient matches central differences, for all weights and for a "
     "prefix",

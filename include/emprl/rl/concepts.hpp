@@ -142,6 +142,14 @@ concept ReportsEntropy = ActorCritic<A> &&
   { a.entropy(entropy, context) } -> std::same_as<void>;
 };
 
+/// An actor that can compare its whole distribution with that of a reference: kl[t] = sum_v p_v
+/// (log p_v - log q_v) at every generated token, p its own.
+template <class A, class R>
+concept ReportsFullKl = ActorCritic<A> &&
+    requires(A& a, R& reference, TokenBatch const& batch, std::span<typename A::Scalar> kl) {
+  { a.full_kl(reference, batch, kl) } -> std::same_as<void>;
+};
+
 // -------------------------------------------------------------------------------------------------
 // ReferencePolicy: the frozen model that the policy is kept close to.
 //
@@ -179,7 +187,12 @@ concept ReferencePolicy = emprl::Scalar<T> &&
 //     }
 //   };
 //
-// Models: any callable; Named (rewards.hpp); the empathy reward.
+// A reward that remembers something from batch to batch has state() and restore(), as a KL
+// controller has (StatefulRewardModel, rewards.hpp).
+//
+// Models: any callable; Named (rewards.hpp); sums, products, bounds, gates and running
+// normalisation of others (reward_combinators.hpp); repetition, length, overlap (reward_rules.hpp);
+// the empathy reward; a program on the other end of a pipe (train/pipe_reward.hpp).
 // -------------------------------------------------------------------------------------------------
 /// A reward that also names its parts.
 template <class R>

@@ -108,4 +108,33 @@ void evaluate_rollout(A& actor, R& reference, PromptBatch const& prompts, index_
   }
 }
 
+/// kl[t] of KlFull: the exact divergence of the actor from the reference at every token that
+/// counts, 0 where masked.
+/// @throws Error naming the episode if the actor gives a non-finite number
+template <class A, class R>
+requires ReportsFullKl<A, R>
+void evaluate_full_kl(A& actor, R& reference, PromptBatch const& prompts, index_t rows_at_once,
+                      Rollout& rollout) {
+  using T = typename A::Scalar;
+  rollout.kl.assign(static_cast<std::size_t>(rollout.tokens()), 0.0);
+  std::vector<T> kl;
+  std::vector<index_t> rows;
+  std::size_t done = 0;
+  for (index_t begin = 0; begin < rollout.rows(); begin += rows_at_once) {
+    rows.clear();
+    for (index_t i = begin; i < std::min(rollout.rows(), begin + rows_at_once); ++i) {
+      rows.push_back(i);
+    }
+    RowBatch const batch = take_rows(prompts.contexts.view(), rollout.responses.view(), rows);
+    if (batch.rows.empty()) continue;
+    kl.assign(batch.tokens(), T(0));
+    actor.full_kl(reference, batch.view(), std::span<T>(kl));
+    expect_finite(std::span<T const>(kl), batch, prompts, "KL divergence");
+    for (T const x : kl) {
+      if (rollout.mask[done] != 0) rollout.kl[done] = static_cast<double>(x);
+      ++done;
+    }
+  }
+}
+
 }  // namespace emprl::rl

@@ -69,10 +69,22 @@ struct KlK3 {
   }
 };
 
+/// The exact divergence at each token, sum_v p_v (log p_v - log q_v): no variance from the token
+/// that was drawn, at the price of both models' whole distributions. It is no function of two
+/// numbers; the actor computes it (ReportsFullKl). In the reward only.
+struct KlFull {};
+
 /// Puts a KL penalty into the loss instead of the reward: loss = objective + beta * kl(logp,
 /// reference) a token, beta from the controller. Give it to the trainer in an estimator's place.
-template <KlEstimator K>
+template <class K>
 struct KlInLoss {
+  static_assert(
+      !std::is_same_v<K, KlFull>,
+      "the full KL cannot be a penalty in the loss: its gradient passes through the whole "
+      "distribution, not through one log-probability; use KlK2, which has that gradient in "
+      "expectation, or KlFull in the reward");
+  static_assert(KlEstimator<K> || std::is_same_v<K, KlFull>,
+                "KlInLoss takes a KlEstimator: callable with two log-probabilities");
   static_assert(
       !std::is_same_v<K, KlK1>,
       "k1 cannot be a penalty in the loss: the gradient of log p - log q is that of log p, "

@@ -101,6 +101,7 @@ struct PpoState {
       kl_controller;  ///< the controller's own state, or its coefficient if it has none
   std::vector<double> advantages{};  ///< the advantage estimator's state, if it has one
   bool clipped = false;  ///< PpoMode::trl_0_9_6: gradients were clipped once, and will not be again
+  std::vector<double> reward{};  ///< the reward's state, if it has one
 
   friend bool operator==(PpoState const&, PpoState const&) = default;
 };
@@ -198,8 +199,12 @@ class PpoTrainer {
   static_assert(Optimizer<Bare<decltype(Spec::optimizer)>>,
                 "spec.optimizer must be an Optimizer: zero_gradients() and "
                 "double step(learning_rate, max_gradient_norm)");
-  static_assert(KlEstimator<decltype(Spec::kl)>,
+  static constexpr bool full_kl = std::is_same_v<decltype(Spec::kl), KlFull>;
+  static_assert(KlEstimator<decltype(Spec::kl)> || full_kl,
                 "spec.kl must be a KlEstimator: callable with two log-probabilities");
+  static_assert(!full_kl || ReportsFullKl<Actor, Bare<decltype(Spec::reference)>>,
+                "KlFull needs an actor with full_kl(reference, batch, kl), which compares whole "
+                "distributions; KlK3 asks for no more than log-probabilities");
   static_assert(KlController<Controller>,
                 "spec.kl_controller must be a KlController: coefficient() noexcept and "
                 "update(mean_kl, episodes)");
@@ -246,6 +251,7 @@ class PpoTrainer {
     for (index_t i = 0; i < r.rows(); ++i) r.texts.push_back(spec_.decode(r.responses.row(i)));
 
     // 2. Score them.
+    Memory memory(spec_);
     std::vector<std::string> names;
     std::vector<Episode> const episodes = view_episodes(prompts, r, names);
     r.log = ScoreLog(episodes.size());
@@ -260,8 +266,12 @@ class PpoTrainer {
     if (config_.score_scaling != ScoreScaling::none) moments.update(r.scores);
     r.shaped_scores = r.scores;
     scale_scores(r.shaped_scores, moments, config_.score_scaling);
-    r.kl.resize(r.mask.size());
-    token_kl(spec_.kl, r.logp, r.reference, r.mask, r.kl);
+    if constexpr (full_kl) {
+      evaluate_full_kl(spec_.actor, spec_.reference, prompts, config_.mini_batch_size, r);
+    } else {
+      r.kl.resize(r.mask.size());
+      token_kl(spec_.kl, r.logp, r.reference, r.mask, r.kl);
+    }
     r.rewards.resize(r.mask.size());
     constexpr bool kl_in_loss = detail::is_kl_in_loss<decltype(Spec::kl)>;
     double const reward_penalty = kl_in_loss ? 0.0 : stats.kl_coefficient;
@@ -279,7 +289,6 @@ class PpoTrainer {
     // 5. Advantages.
     r.advantages.assign(r.mask.size(), 0.0);
     r.returns.assign(r.mask.size(), 0.0);
-    Memory memory(spec_.advantages);
     spec_.advantages(r, r.advantages, r.returns);
     describe_advantages(r, stats);
     if (config_.whiten_advantages) masked_whiten(r.advantages, r.mask, WhitenMean::remove);
@@ -318,14 +327,13 @@ class PpoTrainer {
   /// Everything to save; a trainer restored from it, with the same models and optimiser, goes on as
   /// if never stopped.
   PpoState state() const {
-    PpoState state{step_, score_moments_, {}, {}, clipped_};
+    PpoState state{step_,    score_moments_,
+                   {},       state_of(spec_.advantages),
+                   clipped_, reward_state(spec_.reward)};
     if constexpr (StatefulKlController<Controller>) {
       state.kl_controller = spec_.kl_controller.state();
     } else {
       state.kl_controller = {spec_.kl_controller.coefficient()};
-    }
-    if constexpr (StatefulAdvantageEstimator<Advantages>) {
-      state.advantages = spec_.advantages.state();
     }
     return state;
   }
@@ -343,38 +351,51 @@ class PpoTrainer {
           "the KL controller cannot be restored to its saved coefficient: give it state() and "
           "restore()");
     }
-    if constexpr (StatefulAdvantageEstimator<Advantages>) {
-      spec_.advantages.restore(state.advantages);
-    } else {
-      expects<ConfigError>(state.advantages.empty(),
-                           "the saved advantage estimator has a state, but this one has none");
-    }
+    restore_advantages(spec_.advantages, state.advantages);
+    restore_reward(spec_.reward, state.reward);
     step_ = state.step;
     score_moments_ = state.score_moments;
     clipped_ = state.clipped;
   }
 
  private:
-  /// Brings an estimator's state back unless the step that changed it came to its end.
+  /// What reward and advantage estimator remember, brought back unless the step comes to its end.
   class Memory {
    public:
-    explicit Memory(Advantages& advantages) : advantages_(advantages) {
-      if constexpr (StatefulAdvantageEstimator<Advantages>) before_ = advantages.state();
-    }
+    explicit Memory(Spec& spec)
+        : spec_(spec), reward_(reward_state(spec.reward)), advantages_(state_of(spec.advantages)) {}
     Memory(Memory const&) = delete;
     Memory& operator=(Memory const&) = delete;
     ~Memory() {
-      if constexpr (StatefulAdvantageEstimator<Advantages>) {
-        if (!kept_) advantages_.restore(before_);
-      }
+      if (kept_) return;
+      restore_reward(spec_.reward, reward_);
+      restore_advantages(spec_.advantages, advantages_);
     }
     void keep() { kept_ = true; }
 
    private:
-    [[maybe_unused]] Advantages& advantages_;
-    std::vector<double> before_;
+    Spec& spec_;
+    std::vector<double> reward_;
+    std::vector<double> advantages_;
     bool kept_ = false;
   };
+
+  static std::vector<double> state_of(Advantages const& advantages) {
+    if constexpr (StatefulAdvantageEstimator<Advantages>) {
+      return advantages.state();
+    } else {
+      return {};
+    }
+  }
+
+  static void restore_advantages(Advantages& advantages, std::span<double const> state) {
+    if constexpr (StatefulAdvantageEstimator<Advantages>) {
+      advantages.restore(state);
+    } else {
+      expects<ConfigError>(state.empty(),
+                           "the saved advantage estimator has a state, but this one has none");
+    }
+  }
 
   static void expect_finite_rewards(Rollout const& r, PromptBatch const& prompts) {
     for (index_t i = 0; i < r.rows(); ++i) {

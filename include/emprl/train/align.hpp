@@ -122,7 +122,8 @@ inline io::Json to_json(rl::PpoState const& s) {
           {"score_count", s.score_moments.count},
           {"kl_controller", s.kl_controller},
           {"advantages", s.advantages},
-          {"clipped", s.clipped}};
+          {"clipped", s.clipped},
+          {"reward", s.reward}};
 }
 
 inline rl::PpoState ppo_state_from_json(io::Json const& json, std::string const& where) {
@@ -134,9 +135,10 @@ inline rl::PpoState ppo_state_from_json(io::Json const& json, std::string const&
     s.score_moments.deviation = json.at("score_deviation").get<double>();
     s.score_moments.count = json.at("score_count").get<double>();
     s.kl_controller = json.at("kl_controller").get<std::vector<double>>();
-    // Checkpoints of earlier versions do not hold these two.
+    // Checkpoints of earlier versions do not hold these.
     s.advantages = json.value("advantages", std::vector<double>{});
     s.clipped = json.value("clipped", false);
+    s.reward = json.value("reward", std::vector<double>{});
     return s;
   } catch (io::Json::exception const&) {
     throw IoError(where + ": this is not the state of PPO.");

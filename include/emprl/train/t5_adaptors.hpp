@@ -4,6 +4,7 @@
 // T5 as the roles that generation and PPO know: a Decoder, an ActorCritic, a ReferencePolicy.
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <span>
 #include <vector>
@@ -51,6 +52,58 @@ void token_logprobs(Cpu& dev, Generator<T> const& g, RaggedView contexts, Ragged
         TensorView<std::int32_t const, 1, Cpu>(responses.ids.data() + begin, {rows}));
   }
 }
+
+/// Exact divergence of one model from another at each response token, kl[t] = sum_v p_v (log p_v -
+/// log q_v), without dropout and without keeping anything.
+/// @throws ShapeError if the two have not the same vocabulary
+template <Scalar T>
+void token_full_kl(Cpu& dev, Generator<T> const& policy, Generator<T> const& reference,
+                   RaggedView contexts, RaggedView responses, std::span<T> kl, T temperature) {
+  ArenaScope scope(dev.scratch);
+  index_t const n = responses.tokens();
+  index_t const vocabulary = policy.config().vocab_size;
+  expects(static_cast<index_t>(kl.size()) == n, "token_full_kl: one number for each token");
+  expects(reference.config().vocab_size == vocabulary,
+          "token_full_kl: both models must have the same vocabulary");
+  Generator<T> const* const models[2] = {&policy, &reference};
+  TensorView<T, 2, Cpu> hidden[2], logits[2];
+  index_t const chunk = std::min(n, logit_rows);
+  for (int k = 0; k < 2; ++k) {
+    hidden[k] = dev.scratch.template allocate<T, 2>({n, models[k]->config().d_model});
+    logits[k] = dev.scratch.template allocate<T, 2>({chunk, vocabulary});
+    models[k]->model.inference(dev, models[k]->weights.views(), models[k]->prefixes(), contexts,
+                               responses, hidden[k]);
+  }
+  auto lse = dev.scratch.template allocate<T, 2>({2, chunk});
+  auto logp = dev.scratch.template allocate<T, 1>({chunk});
+  for (index_t begin = 0; begin < n; begin += chunk) {
+    index_t const rows = std::min(chunk, n - begin);
+    for (int k = 0; k < 2; ++k) {
+      auto const part = logits[k].rows(0, rows);
+      models[k]->model.logits(dev, models[k]->weights.views(), hidden[k].rows(begin, begin + rows),
+                              part);
+      if (temperature != T(1)) scale(dev, part, T(1) / temperature);
+      token_logprob_forward(
+          dev, logp.rows(0, rows), TensorView<T, 1, Cpu>(&lse(k, 0), {rows}), {}, part,
+          TensorView<std::int32_t const, 1, Cpu>(responses.ids.data() + begin, {rows}));
+    }
+    parallel_for(dev, rows, 1, [&](index_t first, index_t last) {
+      for (index_t i = first; i < last; ++i) {
+        // In double: the terms of both signs are larger than their sum.
+        double sum = 0;
+        for (index_t v = 0; v < vocabulary; ++v) {
+          double const p = static_cast<double>(logits[0](i, v)) - static_cast<double>(lse(0, i));
+          double const q = static_cast<double>(logits[1](i, v)) - static_cast<double>(lse(1, i));
+          sum += std::exp(p) * (p - q);
+        }
+        kl[static_cast<std::size_t>(begin + i)] = static_cast<T>(sum);
+      }
+    });
+  }
+}
+
+template <Scalar T>
+class T5Reference;
 
 /// T5 as a gen::Decoder: cached, one token a row and step.
 template <Scalar T>
@@ -153,6 +206,12 @@ class T5ActorCritic {
     token_logprobs(dev_, generator_, batch.contexts, batch.responses, logp, values, temperature_);
   }
 
+  /// Exact divergence from a frozen T5 at every token.
+  void full_kl(T5Reference<T> const& reference, rl::TokenBatch const& batch, std::span<T> kl) {
+    token_full_kl(dev_, generator_, reference.generator(), batch.contexts, batch.responses, kl,
+                  temperature_);
+  }
+
   void entropy(std::span<T> out, Context const& context) const {
     std::copy_n(context.entropy.data(), out.size(), out.data());
   }
@@ -201,12 +260,15 @@ class T5Reference {
     token_logprobs(dev_, generator_, batch.contexts, batch.responses, logp, {}, temperature_);
   }
 
+  Generator<T> const& generator() const { return generator_; }
+
  private:
   Cpu& dev_;
   Generator<T> const& generator_;
   T temperature_;
 };
 
+static_assert(rl::ReportsFullKl<T5ActorCritic<float>, T5Reference<float>>);
 static_assert(rl::ReferencePolicy<T5Reference<float>, float>);
 
 }  // namespace emprl::train
