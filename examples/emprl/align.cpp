@@ -8,9 +8,12 @@
 
 #include <fmt/core.h>
 
+#include <optional>
+
 #include "emprl/data/pairs.hpp"
 #include "emprl/train/align.hpp"
 #include "emprl/train/empathy_scorer.hpp"
+#include "emprl/train/pipe_reward.hpp"
 
 namespace emprl::program {
 
@@ -51,17 +54,18 @@ empathy::MechanismMask mask_of(std::vector<std::string> const& names) {
 
 void align(Common const& common, AlignOptions const& o) {
   expect_there(o.model, "--model");
-  expect_there(o.identifiers, "--identifiers");
+  bool const by_program = !o.reward_command.empty();
+  if (!by_program) expect_there(o.identifiers, "--identifiers");
   expect_there(o.data, "--data");
   Cpu dev = common.cpu();
   train::Generator<float> generator = train::load_generator<float>(o.model, o.adapter);
   for (std::string const& warning : generator.warnings) fmt::print(stderr, "{}\n", warning);
-  train::EmpathyScorer<float> const scorer(dev, o.identifiers);
-  train::EmpathyReward reward(scorer, mask_of(o.mechanisms));
+  std::optional<train::EmpathyScorer<float>> scorer;
+  if (!by_program) scorer.emplace(dev, o.identifiers);
   data::PairSet set = data::load_pairs(o.data, data::Split::train, o.context);
   for (data::DataWarning const& warning : set.warnings)
     fmt::print(stderr, "{}\n", data::to_string(warning));
-  label_missing(scorer, set.pairs);
+  if (scorer) label_missing(*scorer, set.pairs);
   if (o.permute_levels) {
     // The same targets, each at another dialogue: what can be gained without matching shows itself.
     std::vector<data::Levels> levels;
@@ -92,7 +96,11 @@ void align(Common const& common, AlignOptions const& o) {
              set.pairs.size(), o.logprobs, o.kl_coefficient,
              settings.adaptive_kl ? "adaptive" : "fixed");
   train::MetricsLog log(o.out);
-  index_t const steps = train::align(dev, generator, reward, set.pairs, settings, &log);
+  auto const with = [&](auto reward) {
+    return train::align(dev, generator, reward, set.pairs, settings, &log);
+  };
+  index_t const steps = by_program ? with(train::PipeReward{{.command = o.reward_command}})
+                                   : with(train::EmpathyReward(*scorer, mask_of(o.mechanisms)));
 
   train::save_generator(o.out, generator);
   if (generator.prefix.size() > 0) train::save_prefix(o.out / "adapter", generator);
@@ -107,7 +115,12 @@ void add_align(CLI::App& app, Common& common) {
   c->add_option("--model", o->model, "Model folder: the policy and its frozen reference")
       ->required();
   c->add_option("--adapter", o->adapter, "Prefix folder; then the prefix alone is trained");
-  c->add_option("--identifiers", o->identifiers, "Folder with er/, ip/ and ex/")->required();
+  auto* const identifiers =
+      c->add_option("--identifiers", o->identifiers, "Folder with er/, ip/ and ex/");
+  auto* const command = c->add_option(
+      "--reward-command", o->reward_command,
+      "Or any program as the reward: JSON lines in and out, see examples/pipe_reward");
+  command->excludes(identifiers);
   c->add_option("--data", o->data, "Dialogues, labelled or not: JSON lines, or a folder of CSVs")
       ->required();
   c->add_option("--out", o->out, "Folder to write")->required();
@@ -129,18 +142,19 @@ void add_align(CLI::App& app, Common& common) {
   c->add_option("--ppo-epochs", o->epochs, "Passes over a batch")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  c->add_option("--mechanisms", o->mechanisms, "Mechanisms in the reward")
-      ->check(CLI::IsMember({"er", "ip", "ex"}))
-      ->delimiter(',')
-      ->capture_default_str();
+  auto* const mechanisms = c->add_option("--mechanisms", o->mechanisms, "Mechanisms in the reward")
+                               ->check(CLI::IsMember({"er", "ip", "ex"}))
+                               ->delimiter(',')
+                               ->capture_default_str();
   c->add_option("--mode", o->mode, "corrected, or the arithmetic of TRL 0.9.6 for comparison")
       ->check(CLI::IsMember({"corrected", "trl_0_9_6"}))
       ->capture_default_str();
   c->add_option("--logprobs", o->logprobs, "raw, or tempered as sampling is")
       ->check(CLI::IsMember({"raw", "tempered"}))
       ->capture_default_str();
-  c->add_flag("--permute-levels", o->permute_levels,
-              "Negative control: targets of other dialogues");
+  auto* const permute = c->add_flag("--permute-levels", o->permute_levels,
+                                    "Negative control: targets of other dialogues");
+  command->excludes(mechanisms)->excludes(permute);
   c->add_option("--save-every", o->save_every,
                 "Steps between checkpoints; 0: only when interrupted")
       ->check(CLI::NonNegativeNumber)
@@ -149,10 +163,17 @@ void add_align(CLI::App& app, Common& common) {
   add_context_options(*c, o->context);
   add_common(*c, common);
   c->footer(
-      "Example:\n"
+      "Examples:\n"
       "  emprl align --model runs/generator --identifiers runs/identifiers \\\n"
-      "    --data data/empathetic_dialogues --out runs/aligned --steps 1000");
-  c->callback([o, &common] { align(common, *o); });
+      "    --data data/empathetic_dialogues --out runs/aligned --steps 1000\n"
+      "  emprl align --model runs/generator --reward-command \"python3 reward.py\" \\\n"
+      "    --data dialogues.jsonl --out runs/rewarded --steps 200 --lr 1e-4");
+  c->callback([o, &common] {
+    if (o->identifiers.empty() && o->reward_command.empty()) {
+      throw ConfigError("align needs --identifiers or --reward-command.");
+    }
+    align(common, *o);
+  });
 }
 
 }  // namespace emprl::program

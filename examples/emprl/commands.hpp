@@ -133,6 +133,7 @@ struct AlignOptions {
   std::vector<std::string> mechanisms{"er", "ip", "ex"};
   std::string logprobs = "raw";
   std::string mode = "corrected";
+  std::string reward_command;  ///< a program that scores instead of the identifiers
   bool permute_levels =
       false;  ///< the negative control: every dialogue gets another's target levels
   index_t save_every = 50;

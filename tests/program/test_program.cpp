@@ -435,6 +435,26 @@ TEST_CASE("program: the configuration of a run holds the values that are used", 
                 2, {"--vocabulary", "--model"});
 }
 
+TEST_CASE("program: align takes any program as its reward", "[program]") {
+  auto const& w = workshop();
+  w.write("reward.sh",
+          "while read -r line; do\n"
+          "  id=$(printf '%s' \"$line\" | sed 's/.*\"id\": *\\([0-9]*\\).*/\\1/')\n"
+          "  printf '{\"id\": %s, \"score\": 0.25}\\n' \"$id\"\n"
+          "done\n");
+  std::string const align = "align --model model --data data --steps 2 --batch 4 --mini-batch 4 ";
+  REQUIRE(w.run(align + "--out rewarded --reward-command 'sh reward.sh'").status == 0);
+  auto const lines = emprl::io::read_json_lines(w / "rewarded/metrics.jsonl");
+  REQUIRE(!lines.empty());
+  CHECK(lines.back().value["score_mean"] == 0.25);
+  check_refused(w.run(align + "--out r1 --reward-command 'echo out of order >&2; exit 3'"), 1,
+                {"out of order", "3"});
+  check_refused(w.run(align + "--out r2"), 2, {"--identifiers", "--reward-command"});
+  check_refused(w.run(align + "--out r2 --reward-command x --mechanisms er"), 2,
+                {"--reward-command", "--mechanisms"});
+  check_refused(w.run(align + "--out r2 --reward-command x --mode trl"), 2, {"--mode"});
+}
+
 #ifdef __linux__
 TEST_CASE("program: --threads 1 keeps to one processor", "[program]") {
   auto const& w = workshop();
