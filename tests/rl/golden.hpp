@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "emprl/core/ragged.hpp"
 #include "support/catch.hpp"
 
 namespace emprl::tests {
@@ -46,6 +47,20 @@ inline std::vector<double> pack(Matrix const& padded, std::vector<std::int64_t> 
     for (std::size_t t = 0; t < n; ++t) out.push_back(padded[i][t]);
   }
   return out;
+}
+
+/// The fixture's three rows: decoder ids without the start token.
+inline Ragged golden_responses() {
+  auto const& f = golden()["encdec_forward"];
+  auto const ids = f["decoder_input_ids"].get<std::vector<std::vector<std::int32_t>>>();
+  auto const seen = f["decoder_attention_mask"].get<std::vector<std::vector<int>>>();
+  Ragged responses;
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    std::vector<std::int32_t> row;
+    for (std::size_t t = 1; t < ids[i].size() && seen[i][t] == 1; ++t) row.push_back(ids[i][t]);
+    responses.push_back(row);
+  }
+  return responses;
 }
 
 }  // namespace emprl::tests

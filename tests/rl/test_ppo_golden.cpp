@@ -32,13 +32,7 @@ struct Fixture {
 
   Fixture() {
     auto const& f = golden()["encdec_forward"];
-    auto const ids = f["decoder_input_ids"].get<std::vector<std::vector<std::int32_t>>>();
-    auto const seen = f["decoder_attention_mask"].get<std::vector<std::vector<int>>>();
-    for (std::size_t i = 0; i < ids.size(); ++i) {
-      std::vector<std::int32_t> row;
-      for (std::size_t t = 1; t < ids[i].size() && seen[i][t] == 1; ++t) row.push_back(ids[i][t]);
-      rollout.responses.push_back(row);
-    }
+    rollout.responses = golden_responses();
     for (double const m : pack(f["masks"].get<Matrix>(), rollout.responses.offsets)) {
       rollout.mask.push_back(m != 0 ? 1 : 0);
     }

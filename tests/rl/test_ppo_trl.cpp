@@ -27,14 +27,7 @@ struct Replay {
   Rollout rollout;
 
   Replay() {
-    auto const& f = golden()["encdec_forward"];
-    auto const ids = f["decoder_input_ids"].get<std::vector<std::vector<std::int32_t>>>();
-    auto const seen = f["decoder_attention_mask"].get<std::vector<std::vector<int>>>();
-    for (std::size_t i = 0; i < ids.size(); ++i) {
-      std::vector<std::int32_t> row;
-      for (std::size_t t = 1; t < ids[i].size() && seen[i][t] == 1; ++t) row.push_back(ids[i][t]);
-      rollout.responses.push_back(row);
-    }
+    rollout.responses = golden_responses();
     rollout.mask = trl_response_mask(rollout.responses.view(), prompts);
   }
 

@@ -62,6 +62,25 @@ void expect_finite(std::span<T const> x, RowBatch const& batch, PromptBatch cons
   }
 }
 
+/// Calls f(batch, first) on the rows of a rollout, a few at a time and in order, so that the tokens
+/// of `batch` are those of the packed arrays from `first` on.
+template <class F>
+void for_each_row_batch(PromptBatch const& prompts, Rollout const& rollout, index_t rows_at_once,
+                        F&& f) {
+  std::vector<index_t> rows;
+  std::size_t first = 0;
+  for (index_t begin = 0; begin < rollout.rows(); begin += rows_at_once) {
+    rows.clear();
+    for (index_t i = begin; i < std::min(rollout.rows(), begin + rows_at_once); ++i) {
+      rows.push_back(i);
+    }
+    RowBatch const batch = take_rows(prompts.contexts.view(), rollout.responses.view(), rows);
+    if (batch.rows.empty()) continue;
+    f(batch, first);
+    first += batch.tokens();
+  }
+}
+
 /// Log-probabilities and values under the policy that sampled, log-probabilities under the
 /// reference: fills logp, values and reference of the rollout, a few rows at a time. Keeps no
 /// gradient.
@@ -77,15 +96,7 @@ void evaluate_rollout(A& actor, R& reference, PromptBatch const& prompts, index_
   rollout.reference.assign(tokens, 0.0);
   std::vector<T> logp, values, reference_logp;
   [[maybe_unused]] typename A::Context context;
-  std::vector<index_t> rows;
-  std::size_t done = 0;
-  for (index_t begin = 0; begin < rollout.rows(); begin += rows_at_once) {
-    rows.clear();
-    for (index_t i = begin; i < std::min(rollout.rows(), begin + rows_at_once); ++i) {
-      rows.push_back(i);
-    }
-    RowBatch const batch = take_rows(prompts.contexts.view(), rollout.responses.view(), rows);
-    if (batch.rows.empty()) continue;
+  for_each_row_batch(prompts, rollout, rows_at_once, [&](RowBatch const& batch, std::size_t first) {
     std::size_t const n = batch.tokens();
     logp.assign(n, T(0));
     values.assign(n, T(0));
@@ -99,13 +110,11 @@ void evaluate_rollout(A& actor, R& reference, PromptBatch const& prompts, index_
     expect_finite(std::span<T const>(logp), batch, prompts, "log-probability");
     expect_finite(std::span<T const>(values), batch, prompts, "value");
     expect_finite(std::span<T const>(reference_logp), batch, prompts, "reference log-probability");
-    // Rows are taken in order, so their tokens are the next ones of the packed arrays.
-    auto const at = static_cast<std::ptrdiff_t>(done);
+    auto const at = static_cast<std::ptrdiff_t>(first);
     std::copy(logp.begin(), logp.end(), rollout.logp.begin() + at);
     std::copy(values.begin(), values.end(), rollout.values.begin() + at);
     std::copy(reference_logp.begin(), reference_logp.end(), rollout.reference.begin() + at);
-    done += n;
-  }
+  });
 }
 
 /// kl[t] of KlFull: the exact divergence of the actor from the reference at every token that
@@ -118,23 +127,14 @@ void evaluate_full_kl(A& actor, R& reference, PromptBatch const& prompts, index_
   using T = typename A::Scalar;
   rollout.kl.assign(static_cast<std::size_t>(rollout.tokens()), 0.0);
   std::vector<T> kl;
-  std::vector<index_t> rows;
-  std::size_t done = 0;
-  for (index_t begin = 0; begin < rollout.rows(); begin += rows_at_once) {
-    rows.clear();
-    for (index_t i = begin; i < std::min(rollout.rows(), begin + rows_at_once); ++i) {
-      rows.push_back(i);
-    }
-    RowBatch const batch = take_rows(prompts.contexts.view(), rollout.responses.view(), rows);
-    if (batch.rows.empty()) continue;
+  for_each_row_batch(prompts, rollout, rows_at_once, [&](RowBatch const& batch, std::size_t first) {
     kl.assign(batch.tokens(), T(0));
     actor.full_kl(reference, batch.view(), std::span<T>(kl));
     expect_finite(std::span<T const>(kl), batch, prompts, "KL divergence");
-    for (T const x : kl) {
-      if (rollout.mask[done] != 0) rollout.kl[done] = static_cast<double>(x);
-      ++done;
+    for (std::size_t t = 0; t < kl.size(); ++t) {
+      if (rollout.mask[first + t] != 0) rollout.kl[first + t] = static_cast<double>(kl[t]);
     }
-  }
+  });
 }
 
 }  // namespace emprl::rl
