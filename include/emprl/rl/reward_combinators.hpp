@@ -202,30 +202,52 @@ auto weighted_sum(Args... args) {
   (std::make_index_sequence<sizeof...(Args) / 2>{});
 }
 
-/// A product of rewards:  score = prod_k r_k.  With parts in [0, 1] a soft "and": a response must
-/// do well by all of them. Two negative parts make a positive product.
-template <RewardModel... Rs>
-class Product {
+namespace detail {
+
+struct Multiply {
+  static constexpr std::string_view whole = "a product";
+  static constexpr double start = 1.0;
+  double operator()(double a, double b) const { return a * b; }
+};
+
+struct Least {
+  static constexpr std::string_view whole = "a minimum";
+  static constexpr double start = std::numeric_limits<double>::infinity();
+  double operator()(double a, double b) const { return std::min(a, b); }
+};
+
+/// Scores of several parts, combined two by two.
+template <class Combine, RewardModel... Rs>
+class Folded {
  public:
-  explicit Product(Rs... rewards) : parts_(std::move(rewards)...) {}
+  explicit Folded(Rs... rewards) : parts_(std::move(rewards)...) {}
 
   void operator()(EpisodeBatch const& episodes, std::span<float> scores, ScoreLog& log) {
-    std::vector<double> result(episodes.size(), 1.0);
-    parts_.score(episodes, log, "a product", [&](std::size_t, std::vector<double> const& part) {
-      for (std::size_t i = 0; i < result.size(); ++i) result[i] *= part[i];
+    std::vector<double> result(episodes.size(), Combine::start);
+    parts_.score(episodes, log, Combine::whole, [&](std::size_t, std::vector<double> const& part) {
+      for (std::size_t i = 0; i < result.size(); ++i) result[i] = Combine{}(result[i], part[i]);
     });
-    detail::write_scores(result, scores);
+    write_scores(result, scores);
   }
 
-  std::vector<double> state() const requires(detail::Remembers<Rs> || ...) {
-    return parts_.state();
-  }
-  void restore(std::span<double const> state) requires(detail::Remembers<Rs> || ...) {
+  std::vector<double> state() const requires(Remembers<Rs> || ...) { return parts_.state(); }
+  void restore(std::span<double const> state) requires(Remembers<Rs> || ...) {
     parts_.restore(state);
   }
 
  private:
-  detail::Parts<Rs...> parts_;
+  Parts<Rs...> parts_;
+};
+
+}  // namespace detail
+
+/// A product of rewards:  score = prod_k r_k.  With parts in [0, 1] a soft "and": a response must
+/// do well by all of them. Two negative parts make a positive product.
+template <RewardModel... Rs>
+class Product : public detail::Folded<detail::Multiply, Rs...> {
+ public:
+  explicit Product(Rs... rewards)
+      : detail::Folded<detail::Multiply, Rs...>(std::move(rewards)...) {}
 };
 
 /// rl::product(fluent, kind): a Product, even of a single product.
@@ -237,27 +259,9 @@ Product<Rs...> product(Rs... rewards) {
 /// The worst of several rewards:  score = min_k r_k.  Only the weakest side of a response is
 /// trained, so parts must share a scale.
 template <RewardModel... Rs>
-class Minimum {
+class Minimum : public detail::Folded<detail::Least, Rs...> {
  public:
-  explicit Minimum(Rs... rewards) : parts_(std::move(rewards)...) {}
-
-  void operator()(EpisodeBatch const& episodes, std::span<float> scores, ScoreLog& log) {
-    std::vector<double> result(episodes.size(), std::numeric_limits<double>::infinity());
-    parts_.score(episodes, log, "a minimum", [&](std::size_t, std::vector<double> const& part) {
-      for (std::size_t i = 0; i < result.size(); ++i) result[i] = std::min(result[i], part[i]);
-    });
-    detail::write_scores(result, scores);
-  }
-
-  std::vector<double> state() const requires(detail::Remembers<Rs> || ...) {
-    return parts_.state();
-  }
-  void restore(std::span<double const> state) requires(detail::Remembers<Rs> || ...) {
-    parts_.restore(state);
-  }
-
- private:
-  detail::Parts<Rs...> parts_;
+  explicit Minimum(Rs... rewards) : detail::Folded<detail::Least, Rs...>(std::move(rewards)...) {}
 };
 
 /// rl::minimum(fluent, kind): a Minimum, even of a single minimum.
