@@ -224,6 +224,49 @@ TEST_CASE("align: PPO raises a lambda's reward, from a policy that was trained o
   CHECK(mean(50) > mean(0) + 0.2);
 }
 
+TEST_CASE("align: strategies of one's own: groups of samples, a penalty in the loss, and a resume",
+          "[train][align][resume]") {
+  Cpu dev(1);
+  std::vector<data::Pair> const pairs = dialogues();
+  auto const strategies = [] {
+    return train::Composition{rl::KlInLoss<rl::KlK3>{}, rl::LinearKl(0.1, 0.01, 5),
+                              rl::GroupRelative{4}, rl::DualClipObjective{}};
+  };
+  train::AlignSettings s = settings(5);
+  s.samples_per_context = 4;
+  s.ppo.batch_size = 16;
+  s.ppo.whiten_rewards = s.ppo.whiten_advantages = false;
+  // Each context four times in a row.
+  std::vector<std::string> seen;
+  auto watch = [&](rl::EpisodeBatch const& b, std::span<float> scores) {
+    seen.clear();
+    for (rl::Episode const& e : b) seen.emplace_back(e.context);
+    asks_back(b, scores);
+  };
+  train::Generator<float> whole = generator<float>();
+  train::align(dev, whole, watch, pairs, s, strategies());
+  REQUIRE(seen.size() == 16);
+  for (std::size_t i = 0; i < 16; ++i) CHECK(seen[i] == seen[i / 4 * 4]);
+  CHECK(seen[0] != seen[4]);
+
+  emprl::test::TemporaryFolder const folder;
+  s.checkpoint = folder / "checkpoint";
+  s.save_every = 2;
+  train::Generator<float> part = generator<float>();
+  CHECK_THROWS_AS(train::align(dev, part, asks_back, pairs, s, strategies(), nullptr,
+                               [&](rl::PpoStats const& stats) {
+                                 if (stats.step == 3) throw std::runtime_error("killed");
+                               }),
+                  std::runtime_error);
+  train::Generator<float> resumed = generator<float>();
+  CHECK(train::align(dev, resumed, asks_back, pairs, s, strategies()) == 5);
+  CHECK(bits(resumed) == bits(whole));
+
+  s.ppo.batch_size = 18;
+  s.checkpoint.clear();
+  CHECK_THROWS_AS(train::align(dev, part, asks_back, pairs, s, strategies()), ConfigError);
+}
+
 TEST_CASE("align: a run that died goes on to the same bits", "[train][align][resume]") {
   Cpu dev(1);
   std::vector<data::Pair> const pairs = dialogues();

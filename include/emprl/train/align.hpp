@@ -48,11 +48,29 @@ struct AlignSettings {
   LogProbs logprobs = LogProbs::raw;
   bool adaptive_kl = true;
   index_t steps = 0;  ///< PPO steps; 0: three passes over the dialogues
+  /// Responses sampled for each context, side by side in the batch, as GroupRelative and
+  /// LeaveOneOut compare them; ppo.batch_size counts responses and must be a multiple.
+  index_t samples_per_context = 1;
   index_t save_every =
       50;  ///< PPO steps between checkpoints; 0: none but the one of an interruption
   std::uint64_t seed = 42;  ///< of sampling, of the order of dialogues, and of a new value head
   std::filesystem::path checkpoint;  ///< the folder for checkpoints; empty: none
 };
+
+/// The strategies of PPO: which KL estimate where, how its coefficient moves, how tokens are
+/// credited, and the loss. What align takes when it is told nothing else is k1 in the reward, the
+/// coefficient of the settings, GAE and the clipped objective.
+///   train::Composition{rl::KlInLoss<rl::KlK3>{}, rl::FixedKl(0.05), rl::GroupRelative{4},
+///                      rl::PpoClipObjective{}}
+template <class Kl, class Controller, class Advantages, class Loss>
+struct Composition {
+  Kl kl;
+  Controller kl_controller;
+  Advantages advantages;
+  Loss objective;
+};
+template <class K, class C, class A, class L>
+Composition(K, C, A, L) -> Composition<K, C, A, L>;
 
 /// Gives a generator a value head if it has none: uniform in +-1/sqrt(d_model), as PyTorch's
 /// Linear.
@@ -145,11 +163,11 @@ inline rl::PpoState ppo_state_from_json(io::Json const& json, std::string const&
   }
 }
 
-/// The loop around a trainer; Controller is the KL controller.
-template <Scalar T, class Reward, class Controller>
+/// The loop around a trainer; Strategies is a Composition.
+template <Scalar T, class Reward, class Strategies>
 index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward,
                 std::span<data::Pair const> pairs, AlignSettings const& settings,
-                Controller controller, MetricsLog* log,
+                Strategies strategies, MetricsLog* log,
                 std::function<void(rl::PpoStats const&)> const& on_step) {
   ensure_value_head(generator, settings.seed);
   Generator<T> const reference_model = generator.clone();
@@ -174,7 +192,13 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward,
   expects<ConfigError>(dialogues > 0, settings.phase + ": there are no dialogues to train on.");
   rl::PpoConfig ppo = settings.ppo;
   ppo.seed = settings.seed;
-  index_t const pass = (dialogues + ppo.batch_size - 1) / ppo.batch_size;
+  index_t const samples = settings.samples_per_context;
+  expects<ConfigError>(samples >= 1 && ppo.batch_size % samples == 0,
+                       settings.phase + ": batch_size must be a multiple of samples_per_context, " +
+                           std::to_string(samples) + ", but is " + std::to_string(ppo.batch_size) +
+                           ".");
+  index_t const dialogues_a_step = ppo.batch_size / samples;
+  index_t const pass = (dialogues + dialogues_a_step - 1) / dialogues_a_step;
   index_t const steps = settings.steps > 0 ? settings.steps : 3 * pass;
   if (ppo.decay_steps == 0) ppo.decay_steps = steps;
 
@@ -192,16 +216,16 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward,
   auto decode = [&](std::span<std::int32_t const> ids) { return generator.tokenizer.decode(ids); };
   BoundOptimizer<T> bound{dev, optimizer};
   rl::PpoTrainer trainer(
-      ppo, rl::make_ppo_spec(
-               actor, reference, reward, sampler, decode, bound, rl::KlK1{}, std::move(controller),
-               rl::Gae{ppo.gamma, ppo.lambda},
-               rl::PpoClipObjective{ppo.policy_clip, ppo.value_clip, ppo.value_coefficient}));
+      ppo, rl::make_ppo_spec(actor, reference, reward, sampler, decode, bound,
+                             std::move(strategies.kl), std::move(strategies.kl_controller),
+                             std::move(strategies.advantages), std::move(strategies.objective)));
 
   io::Json const identity = {
       {"phase", settings.phase},
       {"dialogues", dialogues},
       {"steps", steps},
       {"batch_size", ppo.batch_size},
+      {"samples_per_context", samples},
       {"learning_rate", ppo.learning_rate},
       {"mode", ppo.mode == rl::PpoMode::corrected ? "corrected" : "trl_0_9_6"},
       {"kl_coefficient", ppo.kl_coefficient},
@@ -249,9 +273,12 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward,
       throw Interrupted("the same command goes on from step " + std::to_string(done) + " of " +
                         settings.phase + ".");
     }
-    auto const rows = rows_of_step(dialogues, ppo.batch_size, done, settings.seed);
+    std::vector<index_t> rows;
+    for (index_t const row : rows_of_step(dialogues, dialogues_a_step, done, settings.seed)) {
+      rows.insert(rows.end(), static_cast<std::size_t>(samples), row);
+    }
     rl::PromptBatch prompts = prompts_of(generator.tokenizer, pairs, rows, settings.limits);
-    prompts.last_of_pass = is_last_of_pass(dialogues, ppo.batch_size, done);
+    prompts.last_of_pass = is_last_of_pass(dialogues, dialogues_a_step, done);
     rl::PpoStats const stats = trainer.step(prompts);
     ++done;
     char note[96];
@@ -274,6 +301,18 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward,
 
 }  // namespace detail
 
+/// PPO, as below, with strategies of one's own; the settings' numbers that belong to the strategies
+/// (KL coefficient, gamma, lambda, clips) are then theirs.
+template <Scalar T, rl::RewardModel Reward, class K, class C, class A, class L>
+index_t align(Cpu& dev, Generator<T>& generator, Reward& reward, std::span<data::Pair const> pairs,
+              AlignSettings const& settings, Composition<K, C, A, L> composition,
+              MetricsLog* log = nullptr,
+              std::function<void(rl::PpoStats const&)> const& on_step = {}) {
+  settings.ppo.validate();
+  return detail::run_ppo(dev, generator, reward, pairs, settings, std::move(composition), log,
+                         on_step);
+}
+
 /// Trains a generator by PPO with a reward. All weights are trained; of a generator with prefixes,
 /// the prefixes alone. The generator as it comes is the frozen reference. Goes on from
 /// settings.checkpoint if it holds a checkpoint of such a run.
@@ -291,13 +330,17 @@ index_t align(Cpu& dev, Generator<T>& generator, Reward& reward, std::span<data:
               std::function<void(rl::PpoStats const&)> const& on_step = {}) {
   settings.ppo.validate();
   rl::PpoConfig const& ppo = settings.ppo;
+  auto const with = [&](auto controller) {
+    return align(
+        dev, generator, reward, pairs, settings,
+        Composition{rl::KlK1{}, std::move(controller), rl::Gae{ppo.gamma, ppo.lambda},
+                    rl::PpoClipObjective{ppo.policy_clip, ppo.value_clip, ppo.value_coefficient}},
+        log, on_step);
+  };
   if (settings.adaptive_kl) {
-    return detail::run_ppo(dev, generator, reward, pairs, settings,
-                           rl::AdaptiveKl(ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon), log,
-                           on_step);
+    return with(rl::AdaptiveKl(ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon));
   }
-  return detail::run_ppo(dev, generator, reward, pairs, settings, rl::FixedKl(ppo.kl_coefficient),
-                         log, on_step);
+  return with(rl::FixedKl(ppo.kl_coefficient));
 }
 
 }  // namespace emprl::train
