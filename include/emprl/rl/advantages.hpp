@@ -197,9 +197,10 @@ class RunningBaseline {
 
   /// @throws ConfigError if the numbers are not from state()
   void restore(std::span<double const> state) {
-    expects<ConfigError>(
-        state.size() == 2 && std::isfinite(state[0]) && (state[1] == 0 || state[1] == 1),
-        "the saved state of a running baseline is a number, and 0 or 1");
+    // Thrown here, for g++ 12 does not see that expects would not return.
+    if (state.size() != 2 || !std::isfinite(state[0]) || (state[1] != 0 && state[1] != 1)) {
+      throw ConfigError("the saved state of a running baseline is a number, and 0 or 1");
+    }
     baseline_ = state[0];
     known_ = state[1] == 1;
   }
