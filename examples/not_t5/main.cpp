@@ -21,8 +21,8 @@ namespace {
 
 using namespace emprl;
 
-constexpr int letters = 26;
-constexpr int length = 6;
+constexpr std::size_t letters = 26;
+constexpr std::uint32_t length = 6;
 
 /// logits[previous][next]: the probability of a letter depends on the one before it, that of the
 /// first on the context's. Everything that PPO asks of a policy: forward, backward, and what
@@ -36,10 +36,15 @@ struct LetterPairs {
   std::vector<float> logits = std::vector<float>(letters * letters, 0.f);
   std::vector<float> gradients = std::vector<float>(letters * letters, 0.f);
 
+  /// Where the table's row of a letter begins.
+  static std::size_t row(std::int32_t previous) {
+    return static_cast<std::size_t>(previous) * letters;
+  }
+
   std::array<float, letters> probabilities(std::int32_t previous) const {
     std::array<float, letters> p;
     float sum = 0;
-    for (int k = 0; k < letters; ++k) sum += p[k] = std::exp(logits[previous * letters + k]);
+    for (std::size_t k = 0; k < letters; ++k) sum += p[k] = std::exp(logits[row(previous) + k]);
     for (float& x : p) x /= sum;
     return p;
   }
@@ -49,7 +54,7 @@ struct LetterPairs {
     for (index_t i = 0; i < batch.rows(); ++i) {
       std::int32_t previous = batch.contexts.row(i)[0];
       for (std::int32_t const next : batch.responses.row(i)) {
-        logp[kept.next.size()] = std::log(probabilities(previous)[next]);
+        logp[kept.next.size()] = std::log(probabilities(previous)[static_cast<std::size_t>(next)]);
         kept.previous.push_back(previous);
         kept.next.push_back(next);
         previous = next;
@@ -61,9 +66,9 @@ struct LetterPairs {
   void backward(std::span<float const> dlogp, Context const& kept) {
     for (std::size_t t = 0; t < dlogp.size(); ++t) {
       auto const p = probabilities(kept.previous[t]);
-      for (int k = 0; k < letters; ++k) {
-        gradients[kept.previous[t] * letters + k] +=
-            dlogp[t] * ((k == kept.next[t] ? 1.f : 0.f) - p[k]);
+      auto const drawn = static_cast<std::size_t>(kept.next[t]);
+      for (std::size_t k = 0; k < letters; ++k) {
+        gradients[row(kept.previous[t]) + k] += dlogp[t] * ((k == drawn ? 1.f : 0.f) - p[k]);
       }
     }
   }
@@ -96,9 +101,9 @@ int main(int argc, char** argv) try {
       for (std::uint32_t t = 0; t < length; ++t) {
         auto const p = policy.probabilities(word.empty() ? contexts.row(i)[0] : word.back());
         double u = uniform({7, Stream::sample, step, static_cast<std::uint32_t>(i), t});
-        std::int32_t pick = 0;
+        std::size_t pick = 0;
         while (pick + 1 < letters && u >= p[pick]) u -= p[pick++];
-        word.push_back(pick);
+        word.push_back(static_cast<std::int32_t>(pick));
       }
       responses.push_back(word);
     }
