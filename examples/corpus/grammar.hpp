@@ -289,8 +289,8 @@ inline Tone tone_of(Group group) {
   return group == Group::grief || group == Group::fear ? Tone::sad : Tone::hurt;
 }
 
-/// The most likely levels of an answer. They depend on no more than a model of two million weights
-/// learns to see in five thousand pairs: tone, strength, and what the speaker's turn does.
+/// The most likely levels of an answer. They depend on little, so that a small model can learn it:
+/// tone, strength, and what the speaker's turn does.
 inline Levels likely_levels(Emotion const& emotion, Act act) {
   static std::array<std::array<Levels, acts>, 3> const table{{
       //      tell       detail     feeling    advice     close

@@ -155,7 +155,7 @@ struct TabularPolicy {
   }
 };
 
-/// Trains without a value function, eight prompts in groups of four samples.
+/// Trains without a value function, on 32 samples of one context, in groups of four.
 template <class Advantages, class Kl>
 Tabular<float> train_critic_free(Advantages advantages, Kl kl, double beta, auto reward,
                                  std::uint64_t seed, int steps, Tabular<float> table,

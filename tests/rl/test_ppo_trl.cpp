@@ -130,6 +130,16 @@ TEST_CASE("trl: whitened padding leaks into real tokens as in the original, in d
   CHECK(apart > 1e-3);
 }
 
+TEST_CASE("trl: one trained token cannot be whitened, corrected defines it",
+          "[rl][ppo][trl][unit]") {
+  std::vector<double> rewards{0.0, 0.7};
+  std::vector<std::uint8_t> const mask{0, 1};
+  CHECK_THROWS_AS(whiten_rewards_trl(rewards, mask), Error);
+  CHECK(rewards == std::vector<double>{0.0, 0.7});
+  whiten_rewards(rewards, mask);
+  CHECK(rewards == std::vector<double>{0.0, 0.7});
+}
+
 TEST_CASE("trl: float32 advantages and returns of the original, both lambdas",
           "[rl][ppo][trl][golden]") {
   for (double const lambda : {0.95, 1.0}) {

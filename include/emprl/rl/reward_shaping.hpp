@@ -87,8 +87,14 @@ inline void whiten_rewards(std::span<double> rewards, MaskView mask) {
 }
 
 /// The same in PpoMode::trl_0_9_6: what masked tokens held, 0, is whitened too and stays.
+/// @throws Error if fewer than two tokens count: the original's variance is NaN there
 /// @return what a token of padding then holds, mean (1 - 1 / sqrt(variance + 1e-8))
 inline double whiten_rewards_trl(std::span<double> rewards, MaskView mask) {
+  if (masked_count(mask) < 2) {
+    throw Error(
+        "the mode trl_0_9_6 cannot whiten the rewards of fewer than two trained tokens: "
+        "the original's variance is not a number there; use the mode corrected");
+  }
   double const mean = masked_mean(rewards, mask);
   double const scale = 1.0 / std::sqrt(masked_variance(rewards, mask) + 1e-8);
   masked_whiten(rewards, mask, WhitenMean::keep);
