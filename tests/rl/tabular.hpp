@@ -93,6 +93,21 @@ struct Tabular {
     }
   }
 
+  /// The same with the gradient of the entropy: dH/dlogit_k = -p_k (log p_k + H).
+  void backward(std::span<T const> dlogp, std::span<T const> dv, std::span<T const> dentropy,
+                Context const& c) {
+    backward(dlogp, dv, c);
+    std::vector<T> h(c.cell.size());
+    entropy(h, c);
+    for (std::size_t t = 0; t < c.cell.size(); ++t) {
+      for (std::size_t k = 0; k < vocabulary; ++k) {
+        double const lp = log_probability(c.cell[t], static_cast<std::int32_t>(k));
+        dlogits[c.cell[t] * vocabulary + k] -= static_cast<T>(
+            static_cast<double>(dentropy[t]) * std::exp(lp) * (lp + static_cast<double>(h[t])));
+      }
+    }
+  }
+
   void entropy(std::span<T> out, Context const& c) const {
     for (std::size_t t = 0; t < c.cell.size(); ++t) {
       double h = 0;
@@ -148,7 +163,7 @@ struct Tabular {
   }
 };
 
-static_assert(rl::ActorCritic<Tabular<float>> && rl::ReportsEntropy<Tabular<double>>);
+static_assert(rl::ActorCritic<Tabular<float>> && rl::TrainsEntropy<Tabular<double>>);
 static_assert(rl::ReferencePolicy<Tabular<float>, float>);
 
 /// Gradient descent (or Adam, for probes that should be quick) on a tabular policy.

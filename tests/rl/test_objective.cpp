@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "emprl/rl/objective.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <span>
@@ -10,6 +11,7 @@
 #include "emprl/rl/kl.hpp"
 #include "support/catch.hpp"
 
+using Catch::Matchers::ContainsSubstring;
 using namespace emprl;
 using namespace emprl::rl;
 
@@ -37,23 +39,107 @@ double slope(F f, double x) {
 
 TEST_CASE("objective: duals agree with central differences to 1e-8 away from kinks",
           "[rl][objective][grad]") {
-  PpoClipObjective const o{0.2, 0.2, 0.1};
-  RandomSequence random(7, Stream::initialise);
-  int compared = 0;
-  for (int i = 0; i < 4000; ++i) {
-    TokenContext const t{-3 * random.uniform(), random.normal(), random.normal(), random.normal()};
-    double const logp = t.old_logp + 0.3 * random.normal();
-    double const v = t.old_value + 0.3 * random.normal();
-    if (!away_from_kinks(o, logp, v, t)) continue;
-    ++compared;
-    D const loss = o(D::variable(logp, 0), D::variable(v, 1), t);
-    double const dlogp = slope([&](double x) { return o(x, v, t); }, logp);
-    double const dv = slope([&](double x) { return o(logp, x, t); }, v);
-    double const scale = std::max(1.0, std::abs(loss.value));
-    REQUIRE(std::abs(loss.derivative[0] - dlogp) <= 1e-8 * std::max(scale, std::abs(dlogp)));
-    REQUIRE(std::abs(loss.derivative[1] - dv) <= 1e-8 * std::max(scale, std::abs(dv)));
-  }
-  CHECK(compared > 3000);
+  PpoClipObjective const clip{0.2, 0.2, 0.1};
+  DualClipObjective const dual{clip, 1.1};
+  auto const check = [](auto const& o, auto const& skip) {
+    RandomSequence random(7, Stream::initialise);
+    int compared = 0;
+    for (int i = 0; i < 4000; ++i) {
+      TokenContext const t{-3 * random.uniform(), random.normal(), random.normal(), random.normal(),
+                           -3 * random.uniform()};
+      double const logp = t.old_logp + 0.3 * random.normal();
+      double const v = t.old_value + 0.3 * random.normal();
+      double const h = 3 * random.uniform();
+      if (!away_from_kinks(PpoClipObjective{0.2, 0.2, 0.1}, logp, v, t) || skip(logp, t)) continue;
+      ++compared;
+      auto const near = [](double actual, double expected, double value) {
+        return std::abs(actual - expected) <=
+               1e-8 * std::max({1.0, std::abs(value), std::abs(expected)});
+      };
+      if constexpr (EntropyObjective<std::remove_cvref_t<decltype(o)>>) {
+        using D3 = Dual<double, 3>;
+        D3 const loss = o(D3::variable(logp, 0), D3::variable(v, 1), D3::variable(h, 2), t);
+        double const x = loss.value;
+        REQUIRE(x == o(logp, v, h, t));
+        REQUIRE(near(loss.derivative[0], slope([&](double y) { return o(y, v, h, t); }, logp), x));
+        REQUIRE(near(loss.derivative[1], slope([&](double y) { return o(logp, y, h, t); }, v), x));
+        REQUIRE(near(loss.derivative[2], slope([&](double y) { return o(logp, v, y, t); }, h), x));
+      } else {
+        D const loss = o(D::variable(logp, 0), D::variable(v, 1), t);
+        double const x = loss.value;
+        REQUIRE(x == o(logp, v, t));
+        REQUIRE(near(loss.derivative[0], slope([&](double y) { return o(y, v, t); }, logp), x));
+        REQUIRE(near(loss.derivative[1], slope([&](double y) { return o(logp, y, t); }, v), x));
+      }
+    }
+    CHECK(compared > 3000);
+  };
+  auto const none = [](double, TokenContext const&) { return false; };
+  auto const second_clip = [&](double logp, TokenContext const& t) {
+    return t.advantage < 0 && std::abs(clip.policy(logp, t) + t.advantage * dual.dual_clip) < 2e-3;
+  };
+  auto const equal = [](double logp, TokenContext const& t) {
+    return std::abs(logp - t.reference_logp) < 1e-3;
+  };
+  KlK2 const k2{};
+  KlK3 const k3{};
+  KlAbs const absolute{};
+  EntropyBonus const bonus{clip, 0.3};
+  check(clip, none);
+  check(dual, second_clip);
+  check(WithKlPenalty<PpoClipObjective, KlK2>{clip, k2, 0.7}, none);
+  check(WithKlPenalty<PpoClipObjective, KlK3>{clip, k3, 0.7}, none);
+  check(WithKlPenalty<PpoClipObjective, KlAbs>{clip, absolute, 0.7}, equal);
+  check(bonus, none);
+  check(EntropyBonus{dual, 0.3}, second_clip);
+  check(WithKlPenalty<EntropyBonus<PpoClipObjective>, KlK3>{bonus, k3, 0.7}, none);
+}
+
+TEST_CASE("objective: an entropy bonus is paid a token and leaves the reported terms alone",
+          "[rl][objective][unit]") {
+  PpoClipObjective const clip{};
+  EntropyBonus const o{clip, 0.25};
+  TokenContext const t{-1.0, 0.1, 0.5, 0.2};
+  CHECK(o(-1.1, 0.15, 2.0, t) == Approx(clip(-1.1, 0.15, t) - 0.5).epsilon(1e-15));
+  CHECK(o.policy(-1.1, t) == clip.policy(-1.1, t));
+  CHECK(o.value(0.15, t) == clip.value(0.15, t));
+  CHECK(o.clipped(-1.1, t) == clip.clipped(-1.1, t));
+
+  // Masked tokens have no gradient of the entropy either; the other objectives take none.
+  std::vector<double> const logp{-1.1, -1.0}, v{0.1, 0.1}, h{2.0, NAN};
+  std::vector<TokenContext> const tokens{t, t};
+  std::vector<std::uint8_t> const mask{1, 0};
+  std::vector<double> dlogp(2, 9), dv(2, 9), dh(2, 9);
+  auto const in = [](std::vector<double> const& x) { return std::span<double const>(x); };
+  auto const out = [](std::vector<double>& x) { return std::span<double>(x); };
+  evaluate_objective<double>(o, in(logp), in(v), tokens, mask, 2.0, out(dlogp), out(dv), in(h),
+                             out(dh));
+  CHECK(dh == std::vector<double>{-0.125, 0.0});
+  CHECK_THROWS_AS(
+      evaluate_objective<double>(o, in(logp), in(v), tokens, mask, 2.0, out(dlogp), out(dv)),
+      ShapeError);
+  CHECK_THROWS_AS(evaluate_objective<double>(clip, in(logp), in(v), tokens, mask, 2.0, out(dlogp),
+                                             out(dv), in(h), out(dh)),
+                  ShapeError);
+}
+
+TEST_CASE("objective: a number out of range is named", "[rl][objective][unit]") {
+  CHECK_THROWS_WITH((PpoClipObjective{.policy_clip = 1}.validate()),
+                    ContainsSubstring("policy_clip"));
+  CHECK_THROWS_WITH((PpoClipObjective{.value_clip = 0}.validate()),
+                    ContainsSubstring("value_clip"));
+  CHECK_THROWS_WITH((PpoClipObjective{.value_coefficient = NAN}.validate()),
+                    ContainsSubstring("value_coefficient"));
+  CHECK_THROWS_WITH((DualClipObjective{{}, 1.0}.validate()), ContainsSubstring("dual_clip"));
+  CHECK_THROWS_WITH((DualClipObjective{{.policy_clip = -1}, 3.0}.validate()),
+                    ContainsSubstring("policy_clip"));
+  CHECK_THROWS_WITH((EntropyBonus{PpoClipObjective{}, -1.0}.validate()),
+                    ContainsSubstring("entropy bonus"));
+  CHECK_THROWS_WITH((EntropyBonus{PpoClipObjective{.value_clip = -1}, 0.1}.validate()),
+                    ContainsSubstring("value_clip"));
+  PpoClipObjective{}.validate();
+  DualClipObjective{}.validate();
+  EntropyBonus{PpoClipObjective{}}.validate();
 }
 
 TEST_CASE("objective: a masked token has no gradient and no part in any sum",

@@ -4,6 +4,7 @@
 
 #include "emprl/train/align.hpp"
 
+#include <algorithm>
 #include <stdexcept>
 #include <vector>
 
@@ -93,8 +94,8 @@ std::vector<float> bits(train::Generator<float> const& g) {
 }  // namespace
 
 TEST_CASE(
-    "T5 actor-critic: gradients of any function of log-probabilities and values match central "
-    "differences",
+    "T5 actor-critic: gradients of any function of log-probabilities, values and entropies match "
+    "central differences",
     "[train][t5][grad]") {
   double const temperature = GENERATE(1.0, 0.7);
   Cpu dev(1);
@@ -114,13 +115,24 @@ TEST_CASE(
     dlogp[i] = 0.3 + 0.1 * static_cast<double>(i);
     dvalues[i] = i % 2 == 0 ? 0.5 : -0.25;
   }
+  std::vector<double> entropy(n), dentropy(n);
+  bool const of_entropy = GENERATE(false, true);
+  for (std::size_t i = 0; i < n; ++i) dentropy[i] = 0.4 - 0.2 * static_cast<double>(i % 4);
   typename train::T5ActorCritic<double>::Context context;
   actor.forward(batch, logp, values, context);
-  actor.backward(dlogp, dvalues, context);
+  if (of_entropy) {
+    actor.backward(dlogp, dvalues, dentropy, context);
+  } else {
+    actor.backward(dlogp, dvalues, context);
+  }
   auto const f = [&] {
-    actor.inference(batch, logp, values);
+    actor.forward(batch, logp, values, context);
+    actor.entropy(entropy, context);
     double sum = 0;
-    for (std::size_t i = 0; i < n; ++i) sum += dlogp[i] * logp[i] + dvalues[i] * values[i];
+    for (std::size_t i = 0; i < n; ++i) {
+      sum += dlogp[i] * logp[i] + dvalues[i] * values[i];
+      if (of_entropy) sum += dentropy[i] * entropy[i];
+    }
     return sum;
   };
   std::vector<support::GradientInput> inputs;
@@ -265,6 +277,30 @@ TEST_CASE("align: strategies of one's own: groups of samples, a penalty in the l
   s.ppo.batch_size = 18;
   s.checkpoint.clear();
   CHECK_THROWS_AS(train::align(dev, part, asks_back, pairs, s, strategies()), ConfigError);
+}
+
+TEST_CASE("align: advantages without values build no value head, and leave one alone",
+          "[train][align]") {
+  Cpu dev(1);
+  std::vector<data::Pair> const pairs = dialogues();
+  train::AlignSettings s = settings(2);
+  s.samples_per_context = 4;
+  auto const strategies = train::Composition{rl::KlK1{}, rl::FixedKl(0.05), rl::LeaveOneOut{4},
+                                             rl::EntropyBonus{rl::PpoClipObjective{}}};
+  train::Generator<float> g = generator<float>();
+  std::vector<float> const before = bits(g);
+  train::align(dev, g, asks_back, pairs, s, strategies);
+  CHECK(g.value_head.size() == 0);
+  CHECK(bits(g) != before);
+
+  train::Generator<float> with_head = generator<float>();
+  train::ensure_value_head(with_head, 3);
+  std::vector<float> const head(with_head.value_head.span().begin(),
+                                with_head.value_head.span().end());
+  train::align(dev, with_head, asks_back, pairs, s, strategies);
+  CHECK(std::ranges::equal(with_head.value_head.span(), head));
+  // What was trained is the same: the value head takes no part.
+  CHECK(std::ranges::equal(with_head.weights.span(), g.weights.span()));
 }
 
 TEST_CASE("align: a run that died goes on to the same bits", "[train][align][resume]") {

@@ -25,6 +25,12 @@ struct Gae {
   double gamma = 1.0;
   double lambda = 0.95;
 
+  /// @throws ConfigError naming the first number that is out of range
+  void validate() const {
+    expects<ConfigError>(gamma >= 0 && gamma <= 1, "gamma must be from 0 to 1");
+    expects<ConfigError>(lambda >= 0 && lambda <= 1, "lambda must be from 0 to 1");
+  }
+
   /// @param rewards, values (tokens)   @param advantages, returns (tokens), written
   /// @param padding_reward the reward of each token of padding, which follows every row up to the
   /// length of the longest and has value 0: not 0 in PpoMode::trl_0_9_6 alone
@@ -98,11 +104,15 @@ inline void spread_rows(Rollout const& rollout, std::span<double const> rows,
   }
 }
 
+inline void check_group_size(index_t group_size) {
+  expects<ConfigError>(group_size >= 2, "group_size must be at least 2");
+}
+
 /// Calls f(group) on the returns of each group of consecutive rows.
 /// @throws ConfigError if the rows are no whole number of groups of at least two
 template <class F>
 void for_each_group(std::span<double> rows, index_t group_size, F&& f) {
-  expects<ConfigError>(group_size >= 2, "group_size must be at least 2");
+  check_group_size(group_size);
   expects<ConfigError>(static_cast<index_t>(rows.size()) % group_size == 0,
                        "a batch of " + std::to_string(rows.size()) +
                            " rows is no whole number of groups of " + std::to_string(group_size) +
@@ -121,8 +131,13 @@ void for_each_group(std::span<double> rows, index_t group_size, F&& f) {
 /// returns gets 0. No value function is needed; returns are written as R. Set whiten_rewards and
 /// whiten_advantages to false: groups are the normalisation.
 struct GroupRelative {
+  static constexpr bool uses_values = false;
+
   index_t group_size = 4;
   bool divide = true;
+
+  /// @throws ConfigError if group_size is below 2
+  void validate() const { detail::check_group_size(group_size); }
 
   /// @throws ConfigError unless the rows are whole groups of at least two
   void operator()(Rollout const& rollout, std::span<double> advantages,
@@ -150,7 +165,12 @@ struct GroupRelative {
 /// each row's baseline is the mean of the others of its group, which keeps the gradient unbiased:
 ///   A_i = R_i - mean_{j != i} R_j.
 struct LeaveOneOut {
+  static constexpr bool uses_values = false;
+
   index_t group_size = 4;
+
+  /// @throws ConfigError if group_size is below 2
+  void validate() const { detail::check_group_size(group_size); }
 
   /// @throws ConfigError unless the rows are whole groups of at least two
   void operator()(Rollout const& rollout, std::span<double> advantages,
@@ -174,6 +194,8 @@ struct LeaveOneOut {
 /// batch.
 class RunningBaseline {
  public:
+  static constexpr bool uses_values = false;
+
   /// @param decay share of the old baseline that stays, from 0 to below 1
   /// @throws ConfigError naming the argument that is out of range
   explicit RunningBaseline(double gamma = 1.0, double decay = 0.9) : gamma_(gamma), decay_(decay) {
@@ -214,5 +236,7 @@ class RunningBaseline {
 
 static_assert(AdvantageEstimator<GroupRelative> && AdvantageEstimator<LeaveOneOut> &&
               StatefulAdvantageEstimator<RunningBaseline>);
+static_assert(uses_values<Gae> && !uses_values<GroupRelative> && !uses_values<LeaveOneOut> &&
+              !uses_values<RunningBaseline>);
 
 }  // namespace emprl::rl

@@ -37,6 +37,11 @@ namespace emprl::rl {
 // until backward has returned. Whether the log-probabilities are of the raw or of the tempered
 // softmax is the policy's affair; the reference must make the same choice.
 //
+// What an actor may offer besides (below), a policy may offer too, without the values; the adaptors
+// of actor_critic.hpp hand it on:
+//   p.inference(batch, logp)            p.entropy(entropy, context)
+//   p.full_kl(reference, batch, kl)     p.backward(dlogp, dentropy, context)
+//
 //   struct Coin {                         // a response is one token, heads or tails
 //     using Scalar = double;
 //     struct Context { std::vector<std::int32_t> y; };
@@ -114,10 +119,12 @@ concept ValueFunction = emprl::Scalar<typename V::Scalar> &&
 //     void backward(In dlogp, In dvalues, Context& c);
 //   };
 //
-// Two expressions are used when they exist:
+// More expressions are used where they exist:
 //   a.inference(batch, logp, values)    the same numbers as forward, saving nothing
 //   a.entropy(entropy, context)         entropy of the full softmax at every token
-// They are named InferringActor and ReportsEntropy below.
+//   a.backward(dlogp, dvalues, dentropy, context)    the same, and trains that entropy
+//   a.full_kl(reference, batch, kl)     the exact divergence from the reference at every token
+// They are named InferringActor, ReportsEntropy, TrainsEntropy and ReportsFullKl below.
 // -------------------------------------------------------------------------------------------------
 template <class A>
 concept ActorCritic = emprl::Scalar<typename A::Scalar> &&
@@ -140,6 +147,13 @@ template <class A>
 concept ReportsEntropy = ActorCritic<A> &&
     requires(A& a, typename A::Context const& context, std::span<typename A::Scalar> entropy) {
   { a.entropy(entropy, context) } -> std::same_as<void>;
+};
+
+/// An actor that also takes the gradient of that entropy: what an EntropyObjective needs.
+template <class A>
+concept TrainsEntropy = ReportsEntropy<A> &&
+    requires(A& a, typename A::Context& context, std::span<typename A::Scalar const> gradient) {
+  { a.backward(gradient, gradient, gradient, context) } -> std::same_as<void>;
 };
 
 /// An actor that can compare its whole distribution with that of a reference: kl[t] = sum_v p_v
@@ -172,18 +186,28 @@ concept ReferencePolicy = emprl::Scalar<T> &&
 };
 
 // -------------------------------------------------------------------------------------------------
-// RewardModel: one number an episode; larger is better. Never differentiated.
+// RewardModel: one number an episode, or one a generated token; larger is better. Never
+// differentiated.
 //
 //   r(episodes, scores)         writes scores[i] for every episode, or
-//   r(episodes, scores, log)    the same, and records named parts of the score in a ScoreLog
+//   r(episodes, scores, log)    the same, and records named parts of the score in a ScoreLog;
+//                               scores a std::span<float>, or
+//                               TokenScores: writes scores.row(i)[t] for every token t of episode i
 //
 // Invariants. Every score is written and finite: one left unwritten or non-finite is an error that
 // names the episode. The scale is free where the configuration normalises scores. The i-th score
-// depends on the i-th episode alone, unless you mean a reward that compares episodes.
+// depends on the i-th episode alone, unless you mean a reward that compares episodes. The score of
+// an episode whose tokens are scored is their sum.
 //
 //   auto asks_back = [](rl::EpisodeBatch const& episodes, std::span<float> scores) {
 //     for (std::size_t i = 0; i < episodes.size(); ++i) {
 //       scores[i] = episodes[i].response.ends_with('?') ? 1.f : 0.f;
+//     }
+//   };
+//   auto small_ids = [](rl::EpisodeBatch const& episodes, rl::TokenScores scores) {
+//     for (std::size_t i = 0; i < episodes.size(); ++i) {
+//       auto const ids = episodes[i].response_ids;
+//       for (std::size_t t = 0; t < ids.size(); ++t) scores.row(i)[t] = ids[t] < 100 ? 1.f : 0.f;
 //     }
 //   };
 //
@@ -191,21 +215,40 @@ concept ReferencePolicy = emprl::Scalar<T> &&
 // controller has (StatefulRewardModel, rewards.hpp).
 //
 // Models: any callable; Named (rewards.hpp); sums, products, bounds, gates and running
-// normalisation of others (reward_combinators.hpp); repetition, length, overlap (reward_rules.hpp);
-// the empathy reward; a program on the other end of a pipe (train/pipe_reward.hpp).
+// normalisation of others, and Spread over tokens (reward_combinators.hpp); repetition, length,
+// overlap (reward_rules.hpp); the empathy reward, a language model and a classifier
+// (train/model_rewards.hpp); a program on the other end of a pipe (train/pipe_reward.hpp).
 // -------------------------------------------------------------------------------------------------
-/// A reward that also names its parts.
+/// A reward of responses that also names its parts.
 template <class R>
 concept LoggingRewardModel = requires(R& r, EpisodeBatch const& episodes, std::span<float> scores,
                                       ScoreLog& log) {
   { r(episodes, scores, log) } -> std::same_as<void>;
 };
 
+/// A reward with one number a response.
 template <class R>
-concept RewardModel = LoggingRewardModel<R> ||
+concept ResponseReward = LoggingRewardModel<R> ||
     requires(R& r, EpisodeBatch const& episodes, std::span<float> scores) {
   { r(episodes, scores) } -> std::same_as<void>;
 };
+
+/// A reward of tokens that also names its parts, one number a response each.
+template <class R>
+concept LoggingTokenReward = requires(R& r, EpisodeBatch const& episodes, TokenScores scores,
+                                      ScoreLog& log) {
+  { r(episodes, scores, log) } -> std::same_as<void>;
+};
+
+/// A reward with one number a generated token.
+template <class R>
+concept TokenReward = LoggingTokenReward<R> ||
+    requires(R& r, EpisodeBatch const& episodes, TokenScores scores) {
+  { r(episodes, scores) } -> std::same_as<void>;
+};
+
+template <class R>
+concept RewardModel = ResponseReward<R> || TokenReward<R>;
 
 // -------------------------------------------------------------------------------------------------
 // KlEstimator: an estimate of KL(policy || reference) from the log-probabilities of one sampled
@@ -288,6 +331,10 @@ concept StatefulKlController = KlController<K> &&
 // An estimator that remembers something from batch to batch also has state() and restore(), as a
 // KL controller has (StatefulAdvantageEstimator).
 //
+// One that does not read values says so, and no value function is built for it:
+//   static constexpr bool uses_values = false;
+// One whose numbers can be out of range has validate(), which the trainer calls first.
+//
 // Models: Gae, GroupRelative, LeaveOneOut, RunningBaseline (advantages.hpp).
 // -------------------------------------------------------------------------------------------------
 template <class A>
@@ -295,6 +342,19 @@ concept AdvantageEstimator = requires(A& a, Rollout const& rollout, std::span<do
                                       std::span<double> returns) {
   { a(rollout, advantages, returns) } -> std::same_as<void>;
 };
+
+/// Whether an estimator reads the values: true unless it says otherwise. Where it is false nobody
+/// needs a value function (train/align.hpp builds none).
+template <class A>
+inline constexpr bool uses_values = [] {
+  if constexpr (requires {
+                  { A::uses_values } -> std::convertible_to<bool>;
+                }) {
+    return static_cast<bool>(A::uses_values);
+  } else {
+    return true;
+  }
+}();
 
 /// An estimator that can be saved and restored.
 template <class A>
@@ -322,15 +382,28 @@ concept StatefulAdvantageEstimator = AdvantageEstimator<A> &&
 //     }
 //   };
 //
+// An objective of the entropy too takes it as a third number (EntropyObjective); the actor must
+// then take its gradient (TrainsEntropy):
+//   template <class S> S operator()(S logp, S value, S entropy, TokenContext const& t) const
+// One whose numbers can be out of range has validate(), which the trainer calls first.
+//
 // An objective that can tell its terms apart offers them for the statistics (ItemisedObjective):
 //   o.policy(logp, t), o.value(value, t)   the two terms, the second before its coefficient
 //   o.clipped(logp, t) -> bool             whether the policy term has lost its gradient
 //
-// Models: PpoClipObjective, DualClipObjective (objective.hpp).
+// Models: PpoClipObjective, DualClipObjective, EntropyBonus (objective.hpp).
 // -------------------------------------------------------------------------------------------------
+/// An objective of log-probability, value and entropy.
 template <class O>
-concept Objective = requires(O const& o, Dual<double, 2> dual, double number,
-                             TokenContext const& t) {
+concept EntropyObjective = requires(O const& o, Dual<double, 3> dual, double number,
+                                    TokenContext const& t) {
+  { o(dual, dual, dual, t) } -> std::same_as<Dual<double, 3>>;
+  { o(number, number, number, t) } -> std::same_as<double>;
+};
+
+template <class O>
+concept Objective = EntropyObjective<O> ||
+    requires(O const& o, Dual<double, 2> dual, double number, TokenContext const& t) {
   { o(dual, dual, t) } -> std::same_as<Dual<double, 2>>;
   { o(number, number, t) } -> std::same_as<double>;
 };

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "emprl/core/config.hpp"
@@ -28,6 +29,14 @@ struct PpoClipObjective {
   double policy_clip = 0.2;
   double value_clip = 0.2;
   double value_coefficient = 0.1;
+
+  /// @throws ConfigError naming the first number that is out of range
+  void validate() const {
+    expects<ConfigError>(policy_clip > 0 && policy_clip < 1, "policy_clip must be between 0 and 1");
+    expects<ConfigError>(value_clip > 0, "value_clip must be above 0");
+    expects<ConfigError>(std::isfinite(value_coefficient) && value_coefficient >= 0,
+                         "value_coefficient must be a finite number of at least 0");
+  }
 
   template <class S>
   EMPRL_HD S policy(S const& logp, TokenContext const& t) const {
@@ -69,6 +78,12 @@ struct DualClipObjective {
   PpoClipObjective clip{};
   double dual_clip = 3.0;  ///< above 1
 
+  /// @throws ConfigError naming the first number that is out of range
+  void validate() const {
+    clip.validate();
+    expects<ConfigError>(dual_clip > 1, "dual_clip must be above 1");
+  }
+
   template <class S>
   EMPRL_HD S policy(S const& logp, TokenContext const& t) const {
     using namespace scalar_math;
@@ -95,29 +110,98 @@ struct DualClipObjective {
 
 static_assert(ItemisedObjective<DualClipObjective>);
 
-/// Another objective with a KL penalty added to each token's loss: objective + coefficient *
-/// kl(logp, reference_logp). Its terms are reported as the objective's own.
-template <Objective O, KlEstimator K>
-struct WithKlPenalty {
-  O const& objective;
-  K const& kl;
-  double coefficient;
+namespace detail {
 
-  template <class S>
-  EMPRL_HD S operator()(S const& logp, S const& v, TokenContext const& t) const {
-    return objective(logp, v, t) + S(coefficient) * S(kl(logp, S(t.reference_logp)));
-  }
-
+/// An objective inside another: the terms that it reports, and its check, are the whole's.
+template <Objective O>
+class Inside {
+ public:
   double policy(double logp, TokenContext const& t) const requires ItemisedObjective<O> {
-    return objective.policy(logp, t);
+    return objective().policy(logp, t);
   }
   double value(double v, TokenContext const& t) const requires ItemisedObjective<O> {
-    return objective.value(v, t);
+    return objective().value(v, t);
   }
   bool clipped(double logp, TokenContext const& t) const requires ItemisedObjective<O> {
-    return objective.clipped(logp, t);
+    return objective().clipped(logp, t);
   }
+  void validate() const requires requires(O const& o) { o.validate(); }
+  { objective().validate(); }
+
+ protected:
+  explicit Inside(O objective) : objective_(std::move(objective)) {}
+  O const& objective() const { return objective_; }
+
+ private:
+  O objective_;
 };
+
+}  // namespace detail
+
+/// Another objective with a KL penalty added to each token's loss: objective + coefficient *
+/// kl(logp, reference_logp). Its terms are reported as the objective's own. Refers to both.
+template <Objective O, KlEstimator K>
+class WithKlPenalty : public detail::Inside<O const&> {
+ public:
+  WithKlPenalty(O const& objective, K const& kl, double coefficient)
+      : detail::Inside<O const&>(objective), kl_(kl), coefficient_(coefficient) {}
+
+  template <class S>
+  EMPRL_HD S operator()(S const& logp, S const& v, TokenContext const& t) const
+      requires(!EntropyObjective<O>) {
+    return this->objective()(logp, v, t) + penalty(logp, t);
+  }
+  template <class S>
+  EMPRL_HD S operator()(S const& logp, S const& v, S const& entropy,
+                        TokenContext const& t) const requires EntropyObjective<O> {
+    return this->objective()(logp, v, entropy, t) + penalty(logp, t);
+  }
+
+ private:
+  template <class S>
+  EMPRL_HD S penalty(S const& logp, TokenContext const& t) const {
+    return S(coefficient_) * S(kl_(logp, S(t.reference_logp)));
+  }
+
+  K const& kl_;
+  double coefficient_;
+};
+
+/// Another objective with a bonus for a policy that stays undecided:
+///   objective - coefficient * H,   H = -sum_v p_v log p_v of the full softmax at the token
+/// (Williams and Peng 1991). It works against collapse to one answer, but with a vocabulary of tens
+/// of thousands most of what it raises is noise: where a KL penalty to a good reference is at hand,
+/// that is the better brake. Needs an actor that trains its entropy (TrainsEntropy). The terms that
+/// are reported are the objective's own; the entropy is a statistic anyhow.
+template <Objective O>
+class EntropyBonus : public detail::Inside<O> {
+  static_assert(!EntropyObjective<O>, "the objective of an entropy bonus must not use it itself");
+
+ public:
+  explicit EntropyBonus(O objective, double coefficient = 0.01)
+      : detail::Inside<O>(std::move(objective)), coefficient_(coefficient) {}
+
+  /// @throws ConfigError naming the first number that is out of range
+  void validate() const {
+    if constexpr (requires(detail::Inside<O> const& inside) { inside.validate(); }) {
+      detail::Inside<O>::validate();
+    }
+    expects<ConfigError>(std::isfinite(coefficient_) && coefficient_ >= 0,
+                         "the coefficient of an entropy bonus must be a finite number of at "
+                         "least 0");
+  }
+
+  template <class S>
+  EMPRL_HD S operator()(S const& logp, S const& v, S const& entropy, TokenContext const& t) const {
+    return this->objective()(logp, v, t) - S(coefficient_) * entropy;
+  }
+
+ private:
+  double coefficient_;
+};
+
+static_assert(EntropyObjective<EntropyBonus<PpoClipObjective>> &&
+              ItemisedObjective<EntropyBonus<PpoClipObjective>>);
 
 /// Sums over the tokens of one or more mini-batches; divide by `tokens` for means.
 struct ObjectiveSums {
@@ -146,34 +230,48 @@ struct ObjectiveSums {
   }
 };
 
-/// Evaluates the objective at every token and differentiates it by log-probability and value.
-///   dlogp[t] = dL[t]/dlogp[t] / normaliser,  dvalue[t] = dL[t]/dvalue[t] / normaliser
-/// and both are 0 where masked.
-/// @param logp, value  (tokens) under the current parameters      @param tokens  (tokens) what was
-/// known at sampling
+/// Evaluates the objective at every token and differentiates it by log-probability, value and, of
+/// an EntropyObjective, entropy.
+///   dlogp[t] = dL[t]/dlogp[t] / normaliser,  and dvalue, dentropy likewise; all are 0 where
+///   masked.
+/// @param logp, value  (tokens) under the current parameters
+/// @param tokens       (tokens) what was known at sampling
 /// @param normaliser   tokens of the whole optimiser step, so that mini-batches of any size add up
 /// to its mean
 /// @param dlogp, dvalue (tokens) written (=)
+/// @param entropy, dentropy (tokens) read, and written (=), by an EntropyObjective; else left empty
 /// @return sums over the mask, not divided
 template <emprl::Scalar T, Objective O>
 ObjectiveSums evaluate_objective(O const& objective, std::span<T const> logp,
                                  std::span<T const> value, std::span<TokenContext const> tokens,
                                  MaskView mask, double normaliser, std::span<T> dlogp,
-                                 std::span<T> dvalue) {
+                                 std::span<T> dvalue, std::span<T const> entropy = {},
+                                 std::span<T> dentropy = {}) {
   std::size_t const n = tokens.size();
+  constexpr bool of_entropy = EntropyObjective<O>;
   expects(logp.size() == n && value.size() == n && mask.size() == n && dlogp.size() == n &&
               dvalue.size() == n,
           "an objective needs a log-probability, a value and a mask entry for every token");
-  using S = Dual<double, 2>;
+  expects(entropy.size() == (of_entropy ? n : 0) && dentropy.size() == entropy.size(),
+          "an objective of the entropy, and no other, needs it for every token");
+  using S = Dual<double, of_entropy ? 3 : 2>;
   ObjectiveSums sums;
   for (std::size_t t = 0; t < n; ++t) {
     dlogp[t] = T(0);
     dvalue[t] = T(0);
+    if constexpr (of_entropy) dentropy[t] = T(0);
     if (mask[t] == 0) continue;
     TokenContext const& token = tokens[t];
     double const lp = static_cast<double>(logp[t]);
     double const v = static_cast<double>(value[t]);
-    S const loss = objective(S::variable(lp, 0), S::variable(v, 1), token);
+    S loss;
+    if constexpr (of_entropy) {
+      loss = objective(S::variable(lp, 0), S::variable(v, 1),
+                       S::variable(static_cast<double>(entropy[t]), 2), token);
+      dentropy[t] = static_cast<T>(loss.derivative[2] / normaliser);
+    } else {
+      loss = objective(S::variable(lp, 0), S::variable(v, 1), token);
+    }
     dlogp[t] = static_cast<T>(loss.derivative[0] / normaliser);
     dvalue[t] = static_cast<T>(loss.derivative[1] / normaliser);
 

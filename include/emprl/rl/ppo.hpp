@@ -189,7 +189,8 @@ class PpoTrainer {
                 "spec.reference must be a ReferencePolicy: logprobs(batch, logp)");
   static_assert(RewardModel<Bare<decltype(Spec::reward)>>,
                 "spec.reward must be a RewardModel: callable as reward(EpisodeBatch const&, "
-                "std::span<float>), optionally with a ScoreLog&");
+                "std::span<float>) or (EpisodeBatch const&, TokenScores), optionally with a "
+                "ScoreLog&");
   static_assert(Sampler<Bare<decltype(Spec::sampler)>>,
                 "spec.sampler must be a Sampler: callable as sampler(RaggedView, std::uint32_t) "
                 "and return Ragged");
@@ -199,6 +200,7 @@ class PpoTrainer {
   static_assert(Optimizer<Bare<decltype(Spec::optimizer)>>,
                 "spec.optimizer must be an Optimizer: zero_gradients() and "
                 "double step(learning_rate, max_gradient_norm)");
+  static constexpr bool scores_tokens = !ResponseReward<Bare<decltype(Spec::reward)>>;
   static constexpr bool full_kl = std::is_same_v<decltype(Spec::kl), KlFull>;
   static_assert(KlEstimator<decltype(Spec::kl)> || full_kl,
                 "spec.kl must be a KlEstimator: callable with two log-probabilities");
@@ -213,12 +215,18 @@ class PpoTrainer {
                 "advantages(Rollout const&, std::span<double>, std::span<double>)");
   static_assert(Objective<Loss>,
                 "spec.objective must be an Objective: template <class S> S operator()(S logp, "
-                "S value, TokenContext const&) const");
+                "S value, TokenContext const&) const, or with S entropy as a third number");
+  static_assert(!EntropyObjective<Loss> || TrainsEntropy<Actor>,
+                "an objective of the entropy needs an actor that trains it: entropy(entropy, "
+                "context) and backward(dlogp, dvalues, dentropy, context)");
 
  public:
-  /// @throws ConfigError naming the first setting that is out of range
+  /// @throws ConfigError naming the first setting, of the configuration or a strategy, that is out
+  /// of range
   PpoTrainer(PpoConfig config, Spec spec) : config_(std::move(config)), spec_(std::move(spec)) {
     config_.validate();
+    validate_strategy(spec_.advantages);
+    validate_strategy(spec_.objective);
   }
 
   /// One step of PPO: a rollout batch and the epochs over it.
@@ -255,7 +263,7 @@ class PpoTrainer {
     std::vector<std::string> names;
     std::vector<Episode> const episodes = view_episodes(prompts, r, names);
     r.log = ScoreLog(episodes.size());
-    r.scores = score_episodes(spec_.reward, EpisodeBatch{episodes, step}, r.log);
+    ask_reward(EpisodeBatch{episodes, step}, r);
 
     // 3. Evaluate policy, value function and reference.
     evaluate_rollout(spec_.actor, spec_.reference, prompts, config_.mini_batch_size, r);
@@ -275,7 +283,13 @@ class PpoTrainer {
     r.rewards.resize(r.mask.size());
     constexpr bool kl_in_loss = detail::is_kl_in_loss<decltype(Spec::kl)>;
     double const reward_penalty = kl_in_loss ? 0.0 : stats.kl_coefficient;
-    shape_rewards(r.offsets(), r.kl, r.shaped_scores, r.mask, reward_penalty, r.rewards);
+    if constexpr (scores_tokens) {
+      shape_token_rewards(r.offsets(), r.kl, r.shaped_scores, r.token_scores,
+                          1.0 / score_divisor(moments, config_.score_scaling), r.mask,
+                          reward_penalty, r.rewards);
+    } else {
+      shape_rewards(r.offsets(), r.kl, r.shaped_scores, r.mask, reward_penalty, r.rewards);
+    }
     expect_finite_rewards(r, prompts);
     describe_rollout(r, config_.end_token, stats);
     if (config_.whiten_rewards) {
@@ -394,6 +408,26 @@ class PpoTrainer {
     } else {
       expects<ConfigError>(state.empty(),
                            "the saved advantage estimator has a state, but this one has none");
+    }
+  }
+
+  template <class S>
+  static void validate_strategy(S const& strategy) {
+    if constexpr (requires { strategy.validate(); }) strategy.validate();
+  }
+
+  /// Fills scores; of a reward of tokens token_scores too, and a response's score is their sum.
+  void ask_reward(EpisodeBatch const& episodes, Rollout& r) {
+    if constexpr (scores_tokens) {
+      r.token_scores = score_tokens(spec_.reward, episodes, r.offsets(), r.log);
+      r.scores.assign(episodes.size(), 0.0);
+      for (std::size_t i = 0; i < r.scores.size(); ++i) {
+        for (auto t = r.offsets()[i]; t < r.offsets()[i + 1]; ++t) {
+          r.scores[i] += r.token_scores[static_cast<std::size_t>(t)];
+        }
+      }
+    } else {
+      r.scores = score_episodes(spec_.reward, episodes, r.log);
     }
   }
 

@@ -17,6 +17,7 @@
 //     infinity inside bounds, anything times the weight 0).
 //   - Arithmetic is in double; what is handed on is a float, as from any reward.
 //   - A combinator has state() and restore() exactly if one of its parts has (see Normalised).
+//   - Parts give one number a response. Spread makes a reward of tokens of one.
 
 #include <algorithm>
 #include <array>
@@ -58,7 +59,7 @@ std::string part_name(R const& part, std::string_view role, std::string_view who
 }
 
 /// The checked scores of a combinator's only part.
-template <RewardModel R>
+template <ResponseReward R>
 std::vector<double> score_part(R& part, EpisodeBatch const& episodes, ScoreLog& log,
                                std::string_view whole) {
   return score_episodes(part, episodes, log, part_name(part, "the part", whole));
@@ -76,7 +77,7 @@ inline void write_scores(std::span<double const> from, std::span<float> scores) 
 
 /// The states of several rewards as one list: each as its length and its numbers, because a
 /// length may change in the course of a run.
-template <RewardModel... Rs>
+template <ResponseReward... Rs>
 std::vector<double> join_states(Rs const&... rewards) {
   std::vector<double> all;
   auto const append = [&all](std::vector<double> const& one) {
@@ -88,7 +89,7 @@ std::vector<double> join_states(Rs const&... rewards) {
 }
 
 /// @throws ConfigError if the numbers are not from join_states of such rewards
-template <RewardModel... Rs>
+template <ResponseReward... Rs>
 void restore_states(std::span<double const> all, Rs&... rewards) {
   constexpr std::string_view sentence =
       "the saved state of a combined reward is not that of as many parts as this one has";
@@ -108,7 +109,7 @@ void restore_states(std::span<double const> all, Rs&... rewards) {
 }
 
 /// The parts of a combinator that treats them alike.
-template <RewardModel... Rs>
+template <ResponseReward... Rs>
 class Parts {
   static_assert(sizeof...(Rs) >= 1, "a combined reward needs a part");
 
@@ -141,13 +142,13 @@ class Parts {
 }  // namespace detail
 
 /// A reward and its weight in a sum.
-template <RewardModel R>
+template <ResponseReward R>
 struct Weighted {
   double weight;
   R reward;
 };
 // clang 14 does not deduce an aggregate's arguments by itself.
-template <RewardModel R>
+template <ResponseReward R>
 Weighted(double, R) -> Weighted<R>;
 
 /// A weighted sum of rewards:  score = sum_k w_k r_k.  Weights may be negative and need not sum
@@ -155,7 +156,7 @@ Weighted(double, R) -> Weighted<R>;
 /// without training on it.
 ///   rl::WeightedSum reward{rl::Weighted{0.7, empathy}, rl::Weighted{0.3, varied}};
 ///   auto reward = rl::weighted_sum(0.7, empathy, 0.3, varied);   // the same
-template <RewardModel... Rs>
+template <ResponseReward... Rs>
 class WeightedSum {
  public:
   /// @throws ConfigError unless every weight is finite
@@ -217,7 +218,7 @@ struct Least {
 };
 
 /// Scores of several parts, combined two by two.
-template <class Combine, RewardModel... Rs>
+template <class Combine, ResponseReward... Rs>
 class Folded {
  public:
   explicit Folded(Rs... rewards) : parts_(std::move(rewards)...) {}
@@ -243,7 +244,7 @@ class Folded {
 
 /// A product of rewards:  score = prod_k r_k.  With parts in [0, 1] a soft "and": a response must
 /// do well by all of them. Two negative parts make a positive product.
-template <RewardModel... Rs>
+template <ResponseReward... Rs>
 class Product : public detail::Folded<detail::Multiply, Rs...> {
  public:
   explicit Product(Rs... rewards)
@@ -251,79 +252,68 @@ class Product : public detail::Folded<detail::Multiply, Rs...> {
 };
 
 /// rl::product(fluent, kind): a Product, even of a single product.
-template <RewardModel... Rs>
+template <ResponseReward... Rs>
 Product<Rs...> product(Rs... rewards) {
   return Product<Rs...>(std::move(rewards)...);
 }
 
 /// The worst of several rewards:  score = min_k r_k.  Only the weakest side of a response is
 /// trained, so parts must share a scale.
-template <RewardModel... Rs>
+template <ResponseReward... Rs>
 class Minimum : public detail::Folded<detail::Least, Rs...> {
  public:
   explicit Minimum(Rs... rewards) : detail::Folded<detail::Least, Rs...>(std::move(rewards)...) {}
 };
 
 /// rl::minimum(fluent, kind): a Minimum, even of a single minimum.
-template <RewardModel... Rs>
+template <ResponseReward... Rs>
 Minimum<Rs...> minimum(Rs... rewards) {
   return Minimum<Rs...>(std::move(rewards)...);
 }
 
 /// A reward kept between bounds:  score = min(max(r, low), high).  Beyond a bound nothing is
 /// learned, which takes the motive to exploit a reward's extremes. A bound may be infinite.
-template <RewardModel R>
-class Clipped {
+template <ResponseReward R>
+class Clipped : public detail::OnePart<R> {
  public:
   /// @throws ConfigError unless low is at most high and finite scores lie between them
-  Clipped(R reward, double low, double high) : reward_(std::move(reward)), low_(low), high_(high) {
+  Clipped(R reward, double low, double high)
+      : detail::OnePart<R>(std::move(reward)), low_(low), high_(high) {
     constexpr double infinity = std::numeric_limits<double>::infinity();
     expects<ConfigError>(low <= high && low < infinity && high > -infinity,
                          "the bounds of a clipped reward must be numbers, low at most high");
   }
 
   void operator()(EpisodeBatch const& episodes, std::span<float> scores, ScoreLog& log) {
-    auto result = detail::score_part(reward_, episodes, log, "a clipped reward");
+    auto result = detail::score_part(this->reward_, episodes, log, "a clipped reward");
     for (double& s : result) s = std::clamp(s, low_, high_);
     detail::write_scores(result, scores);
   }
 
-  std::vector<double> state() const requires detail::Remembers<R> { return reward_state(reward_); }
-  void restore(std::span<double const> state) requires detail::Remembers<R> {
-    restore_reward(reward_, state);
-  }
-
  private:
-  R reward_;
   double low_;
   double high_;
 };
 
 /// A reward on another scale:  score = scale r + shift.  A negative scale turns a penalty into a
 /// reward.
-template <RewardModel R>
-class Affine {
+template <ResponseReward R>
+class Affine : public detail::OnePart<R> {
  public:
   /// @throws ConfigError unless both numbers are finite
   Affine(R reward, double scale, double shift = 0)
-      : reward_(std::move(reward)), scale_(scale), shift_(shift) {
+      : detail::OnePart<R>(std::move(reward)), scale_(scale), shift_(shift) {
     expects<ConfigError>(std::isfinite(scale), "the scale of an affine reward must be finite");
     expects<ConfigError>(std::isfinite(shift), "the shift of an affine reward must be finite");
   }
 
   void operator()(EpisodeBatch const& episodes, std::span<float> scores, ScoreLog& log) {
-    auto result = detail::score_part(reward_, episodes, log, "an affine reward");
+    auto result = detail::score_part(this->reward_, episodes, log, "an affine reward");
     for (double& s : result) s = scale_ * s + shift_;
     detail::write_scores(result, scores);
   }
 
-  std::vector<double> state() const requires detail::Remembers<R> { return reward_state(reward_); }
-  void restore(std::span<double const> state) requires detail::Remembers<R> {
-    restore_reward(reward_, state);
-  }
-
  private:
-  R reward_;
   double scale_;
   double shift_;
 };
@@ -343,7 +333,7 @@ class Affine {
 ///   std::vector<double> const saved = reward.state();   // beside the trainer's state
 ///   reward.restore(saved);                              // into a reward built alike
 /// The numbers are mean, variance, deviation and count, then those of the reward inside.
-template <RewardModel R>
+template <ResponseReward R>
 class Normalised {
  public:
   explicit Normalised(R reward) : reward_(std::move(reward)) {}
@@ -385,19 +375,19 @@ class Normalised {
 /// generated tokens, the end token included, else score_beyond. The reward is asked about every
 /// response, so that what it logs is over all. Choose a floor below what the reward gives: one
 /// above would pay for running on.
-template <RewardModel R>
-class LengthCapped {
+template <ResponseReward R>
+class LengthCapped : public detail::OnePart<R> {
  public:
   /// @throws ConfigError unless tokens is at least 1 and score_beyond is finite as a float
   LengthCapped(R reward, index_t tokens, double score_beyond)
-      : reward_(std::move(reward)), tokens_(tokens), score_beyond_(score_beyond) {
+      : detail::OnePart<R>(std::move(reward)), tokens_(tokens), score_beyond_(score_beyond) {
     expects<ConfigError>(tokens >= 1, "the tokens of a length-capped reward must be at least 1");
     expects<ConfigError>(detail::finite_score(score_beyond),
                          "the score_beyond of a length-capped reward must be finite as a float");
   }
 
   void operator()(EpisodeBatch const& episodes, std::span<float> scores, ScoreLog& log) {
-    auto result = detail::score_part(reward_, episodes, log, "a length-capped reward");
+    auto result = detail::score_part(this->reward_, episodes, log, "a length-capped reward");
     for (std::size_t i = 0; i < result.size(); ++i) {
       if (static_cast<index_t>(episodes[i].response_ids.size()) > tokens_) {
         result[i] = score_beyond_;
@@ -406,15 +396,28 @@ class LengthCapped {
     detail::write_scores(result, scores);
   }
 
-  std::vector<double> state() const requires detail::Remembers<R> { return reward_state(reward_); }
-  void restore(std::span<double const> state) requires detail::Remembers<R> {
-    restore_reward(reward_, state);
-  }
-
  private:
-  R reward_;
   index_t tokens_;
   double score_beyond_;
+};
+
+/// A reward of tokens from one of responses, in equal shares:  scores[t] = r / n for each of the n
+/// generated tokens, the end token included. The sum is r; what changes is where the credit lands:
+/// with r on the last token, as PPO does otherwise, gamma and lambda below 1 leave less of it for
+/// early tokens. A response without a token has none to credit.
+template <ResponseReward R>
+class Spread : public detail::OnePart<R> {
+ public:
+  explicit Spread(R reward) : detail::OnePart<R>(std::move(reward)) {}
+
+  void operator()(EpisodeBatch const& episodes, TokenScores scores, ScoreLog& log) {
+    auto const whole = detail::score_part(this->reward_, episodes, log, "a spread reward");
+    expects(scores.size() == whole.size(), "a reward of tokens writes the tokens of every episode");
+    for (std::size_t i = 0; i < whole.size(); ++i) {
+      std::span<float> const row = scores.row(i);
+      std::ranges::fill(row, static_cast<float>(whole[i] / static_cast<double>(row.size())));
+    }
+  }
 };
 
 /// A reward that must be earned first:  score = r where the gate's score is above 0, else
@@ -426,7 +429,7 @@ class LengthCapped {
 /// share; Named around the gate shows the share of a gate of 0 and 1. A batch of which none passes
 /// does not ask the reward at all, and its parts are missing from that batch's log. What the gate
 /// logs is over all episodes.
-template <RewardModel G, RewardModel R>
+template <ResponseReward G, ResponseReward R>
 class Gated {
  public:
   /// @throws ConfigError unless `otherwise` is finite as a float

@@ -79,6 +79,31 @@ inline void shape_rewards(std::span<index_t const> offsets, std::span<double con
   }
 }
 
+/// The same for a reward of tokens: r[t] = -beta kl[t] + scale token_scores[t], and what the row's
+/// score has beyond the sum of its scaled token scores (the mean that normalisation takes away, the
+/// scores of masked tokens) is added to its last token that counts. Each row's rewards add up to
+/// those of a reward of responses with the same scores.
+/// @param scores (rows), scaled already   @param token_scores (tokens), as the reward gave them
+inline void shape_token_rewards(std::span<index_t const> offsets, std::span<double const> kl,
+                                std::span<double const> scores,
+                                std::span<double const> token_scores, double scale, MaskView mask,
+                                double beta, std::span<double> rewards) {
+  check_offsets(offsets, static_cast<index_t>(mask.size()));
+  expects(token_scores.size() == mask.size(), "shaping rewards needs a score for every token");
+  expects(scores.size() + 1 == offsets.size(), "shaping rewards needs one score a row");
+  std::vector<double> rest(scores.begin(), scores.end());
+  for (std::size_t i = 0; i < rest.size(); ++i) {
+    for (auto t = offsets[i]; t < offsets[i + 1]; ++t) {
+      auto const u = static_cast<std::size_t>(t);
+      if (mask[u] != 0) rest[i] -= scale * token_scores[u];
+    }
+  }
+  shape_rewards(offsets, kl, rest, mask, beta, rewards);
+  for (std::size_t t = 0; t < mask.size(); ++t) {
+    if (mask[t] != 0) rewards[t] += scale * token_scores[t];
+  }
+}
+
 /// Divides rewards by their deviation over the mask and keeps their mean; masked tokens stay 0, so
 /// that nothing leaks from them into the advantages of real ones.
 inline void whiten_rewards(std::span<double> rewards, MaskView mask) {

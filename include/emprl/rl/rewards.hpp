@@ -22,10 +22,20 @@
 
 namespace emprl::rl {
 
-/// Calls a reward of either form; a form without a log leaves the log as it is.
-template <RewardModel R>
+/// Calls a reward with or without a log; a form without one leaves the log as it is. `scores` are a
+/// std::span<float>, one an episode, or TokenScores.
+template <ResponseReward R>
 void call_reward(R& reward, EpisodeBatch const& episodes, std::span<float> scores, ScoreLog& log) {
   if constexpr (LoggingRewardModel<R>) {
+    reward(episodes, scores, log);
+  } else {
+    reward(episodes, scores);
+  }
+}
+
+template <TokenReward R>
+void call_reward(R& reward, EpisodeBatch const& episodes, TokenScores scores, ScoreLog& log) {
+  if constexpr (LoggingTokenReward<R>) {
     reward(episodes, scores, log);
   } else {
     reward(episodes, scores);
@@ -83,29 +93,62 @@ void restore_reward(R& reward, std::span<double const> state) {
   }
 }
 
-/// A reward under a name: its score is also recorded in the log, so that it shows in the
-/// statistics, and messages about the score call it by its name.
+namespace detail {
+
+/// What rewards around one other reward share: the part, and its memory as their own.
+template <RewardModel R>
+class OnePart {
+ public:
+  std::vector<double> state() const requires Remembers<R> { return reward_state(reward_); }
+  void restore(std::span<double const> state) requires Remembers<R> {
+    restore_reward(reward_, state);
+  }
+
+ protected:
+  explicit OnePart(R reward) : reward_(std::move(reward)) {}
+
+  R reward_;
+};
+
+/// Sum of each row's numbers.
+inline std::vector<float> row_sums(TokenScores const& scores) {
+  std::vector<float> sums;
+  for (std::size_t i = 0; i < scores.size(); ++i) {
+    double sum = 0;
+    for (float const s : scores.row(i)) sum += static_cast<double>(s);
+    sums.push_back(static_cast<float>(sum));
+  }
+  return sums;
+}
+
+}  // namespace detail
+
+/// A reward under a name: its score (of a reward of tokens, each response's sum) is also recorded
+/// in the log, so that it shows in the statistics, and messages about the score call it by its
+/// name.
 ///   rl::Named asks{"asks_back", [](rl::EpisodeBatch const& e, std::span<float> s) { ... }};
 template <RewardModel R>
-class Named {
+class Named : public detail::OnePart<R> {
  public:
-  Named(std::string name, R reward) : name_(std::move(name)), reward_(std::move(reward)) {}
+  Named(std::string name, R reward)
+      : detail::OnePart<R>(std::move(reward)), name_(std::move(name)) {}
 
-  void operator()(EpisodeBatch const& episodes, std::span<float> scores, ScoreLog& log) {
-    call_reward(reward_, episodes, scores, log);
+  void operator()(EpisodeBatch const& episodes, std::span<float> scores,
+                  ScoreLog& log) requires ResponseReward<R> {
+    call_reward(this->reward_, episodes, scores, log);
     log.add(name_, scores);
+  }
+
+  void operator()(EpisodeBatch const& episodes, TokenScores scores,
+                  ScoreLog& log) requires TokenReward<R> {
+    call_reward(this->reward_, episodes, scores, log);
+    log.add(name_, detail::row_sums(scores));
   }
 
   std::string const& name() const { return name_; }
 
-  std::vector<double> state() const requires detail::Remembers<R> { return reward_state(reward_); }
-  void restore(std::span<double const> state) requires detail::Remembers<R> {
-    restore_reward(reward_, state);
-  }
-
  private:
   std::string name_;
-  R reward_;
 };
 
 /// Checks what a reward wrote.
@@ -126,12 +169,38 @@ inline void check_scores(EpisodeBatch const& episodes, std::span<float const> sc
 /// One score an episode.
 /// @param name how a message calls the reward
 /// @throws Error naming the first episode whose score is missing (left unwritten) or not finite
-template <RewardModel R>
+template <ResponseReward R>
 std::vector<double> score_episodes(R& reward, EpisodeBatch const& episodes, ScoreLog& log,
                                    std::string_view name = "the reward") {
   std::vector<float> scores(episodes.size(), std::numeric_limits<float>::quiet_NaN());
   call_reward(reward, episodes, std::span<float>(scores), log);
   check_scores(episodes, scores, name);
+  return {scores.begin(), scores.end()};
+}
+
+/// One score a generated token.
+/// @param offsets (episodes + 1) which tokens are whose
+/// @param name how a message calls the reward
+/// @throws Error naming the first episode and token whose score is missing (left unwritten) or not
+/// finite
+template <TokenReward R>
+std::vector<double> score_tokens(R& reward, EpisodeBatch const& episodes,
+                                 std::span<index_t const> offsets, ScoreLog& log,
+                                 std::string_view name = "the reward") {
+  expects(offsets.size() == episodes.size() + 1, "token scores need the tokens of every episode");
+  std::vector<float> scores(static_cast<std::size_t>(offsets.back()),
+                            std::numeric_limits<float>::quiet_NaN());
+  TokenScores const view{scores, offsets};
+  call_reward(reward, episodes, view, log);
+  for (std::size_t i = 0; i < view.size(); ++i) {
+    std::span<float const> const row = view.row(i);
+    for (std::size_t t = 0; t < row.size(); ++t) {
+      if (std::isfinite(row[t])) continue;
+      throw Error(std::string(name) + " gave token " + std::to_string(t) + " of episode \"" +
+                  std::string(episodes[i].id) +
+                  "\" a score that is missing or not finite: " + std::to_string(row[t]));
+    }
+  }
   return {scores.begin(), scores.end()};
 }
 

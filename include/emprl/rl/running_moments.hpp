@@ -52,13 +52,17 @@ enum class ScoreScaling {
   normalise  ///< (s - mean) / (deviation + eps)
 };
 
-/// Scales scores in place by moments that already include them; eps = 1.1920929e-07. Identical
-/// scores normalise to 0.
+/// What scores are divided by: 1, or deviation + eps with eps = 1.1920929e-07.
+inline double score_divisor(RunningMoments const& moments, ScoreScaling scaling) {
+  return scaling == ScoreScaling::none ? 1.0 : moments.deviation + 1.1920928955078125e-07;
+}
+
+/// Scales scores in place by moments that already include them. Identical scores normalise to 0.
 inline void scale_scores(std::span<double> scores, RunningMoments const& moments,
                          ScoreScaling scaling) {
   if (scaling == ScoreScaling::none) return;
   double const shift = scaling == ScoreScaling::normalise ? moments.mean : 0.0;
-  double const divisor = moments.deviation + 1.1920928955078125e-07;
+  double const divisor = score_divisor(moments, scaling);
   for (double& s : scores) s = (s - shift) / divisor;
 }
 

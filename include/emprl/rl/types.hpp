@@ -102,6 +102,19 @@ struct EpisodeBatch {
   auto end() const { return episodes.end(); }
 };
 
+/// Where a reward of tokens writes: one number a generated token, row(i) those of episode i, as
+/// many as it has response_ids.
+struct TokenScores {
+  std::span<float> values;           ///< (tokens)
+  std::span<index_t const> offsets;  ///< (episodes + 1)
+
+  std::size_t size() const { return offsets.empty() ? 0 : offsets.size() - 1; }
+  std::span<float> row(std::size_t i) const {
+    auto const begin = static_cast<std::size_t>(offsets[i]);
+    return values.subspan(begin, static_cast<std::size_t>(offsets[i + 1]) - begin);
+  }
+};
+
 /// The parts of a reward, by name, one number an episode. A reward that takes one as its third
 /// argument fills it in; the trainer reports mean and deviation of each part.
 class ScoreLog {
@@ -149,6 +162,7 @@ struct Rollout {
   ScoreLog log;                    ///< the reward's parts, by name
 
   std::vector<double> scores;         ///< (rows) as the reward gave them
+  std::vector<double> token_scores;   ///< (tokens) the same by token, if the reward gave them so
   std::vector<double> shaped_scores;  ///< (rows) after running normalisation: what training sees
 
   std::vector<std::uint8_t> mask;  ///< (tokens)
@@ -176,59 +190,92 @@ struct ComponentStats {
 };
 
 /// What one step of PPO reports. Every per-token number is over the mask; "over the update" means
-/// over the tokens of all epochs and mini-batches of the step, weighted by token.
+/// over the tokens of all epochs and mini-batches of the step that were not skipped, weighted by
+/// token. Each comment says what a healthy value looks like, and what to do about another.
 struct PpoStats {
   std::int64_t step = 0;      ///< steps that came before this one
   std::int64_t episodes = 0;  ///< episodes of this batch
   std::int64_t tokens = 0;    ///< generated tokens of this batch that count
 
   /// Mean score of the reward model before any normalisation. The number to watch: it should rise,
-  /// slowly.
+  /// slowly. Flat: see score_deviation and approx_kl_k3, then raise the learning rate or lower the
+  /// KL coefficient. A jump is an exploit more often than a success: read samples
+  /// (PpoTrainer::rollout).
   double score_mean = 0;
-  /// Its standard deviation over episodes. At 0 there is nothing to learn from.
+  /// Its standard deviation over episodes. At 0 there is nothing to learn from: every response is
+  /// as good as every other, and the reward should be made finer or sampling more varied.
   double score_deviation = 0;
   /// Mean over episodes of the summed token rewards: normalised score minus the KL penalty, before
-  /// whitening.
+  /// whitening. With normalised scores near 0 less the penalty; a long fall means that the penalty
+  /// outweighs the score, so lower the KL coefficient.
   double reward_mean = 0;
-  std::vector<ComponentStats> components;  ///< parts of the score, by name
+  /// Parts of the score, by name. Where one rises while another falls the policy trades them:
+  /// change their weights, or gate one by the other.
+  std::vector<ComponentStats> components;
 
   /// Mean over episodes of sum_t kl, by the estimator in use; what the KL controller sees. Starts
-  /// near 0 and should stay near the target; a large negative k1 means that sampled tokens are not
-  /// the policy's own.
-  double kl = 0;
-  double kl_k1 =
-      0;  ///< the same by k1 = log p - log q, comparable between runs; in nats a response
-  double kl_coefficient = 0;  ///< beta used for the rewards of this step
-
-  double total_loss = 0;              ///< over the update
-  std::optional<double> policy_loss;  ///< over the update, if the objective tells its terms apart
-  std::optional<double> value_loss;   ///< over the update, before its coefficient, likewise
-  /// Share of tokens whose policy gradient was clipped. A few percent up to .2 is usual; above .3
+  /// near 0 and should settle near the target. Steady growth beyond it: raise the coefficient or
   /// lower the learning rate.
-  std::optional<double> clip_fraction;
-  double mean_ratio = 1;    ///< mean of p_new / p_old over the update: close to 1
-  double approx_kl_k1 = 0;  ///< mean of log p_old - log p_new a token over the update
-  double approx_kl_k3 = 0;  ///< mean of ratio - 1 - log ratio: as above, never negative; above .05
-                            ///< steps are too large
-  std::optional<double> entropy;  ///< mean entropy of the policy a token, if the actor reports it;
-                                  ///< a fall to 0 is collapse
+  double kl = 0;
+  /// The same by k1 = log p - log q, comparable between runs, in nats a response. Not far below 0:
+  /// a large negative value means that sampled tokens are not the policy's own (another temperature
+  /// or filter), or that it has learnt to give improbable tokens.
+  double kl_k1 = 0;
+  /// beta used for the rewards of this step. Moves slowly; at a bound of what is sensible (below
+  /// .001, above 1) the target is out of reach: change it or the horizon.
+  double kl_coefficient = 0;
 
-  double advantage_mean = 0;       ///< before whitening
-  double advantage_deviation = 0;  ///< before whitening
-  double value_mean = 0;
-  double return_mean = 0;
+  /// The objective's mean over the update. Has no meaning of its own between steps, as advantages
+  /// change with them; must be finite.
+  double total_loss = 0;
+  /// Its policy term over the update, if the objective tells its terms apart. Slightly below 0.
+  std::optional<double> policy_loss;
+  /// Its value term over the update before its coefficient, likewise. Falls at first; growth means
+  /// that the policy moves faster than the value function learns: lower the learning rate or raise
+  /// value_coefficient.
+  std::optional<double> value_loss;
+  /// Share of tokens whose policy gradient was clipped. A few percent up to .2 is usual; above .3
+  /// lower the learning rate or take fewer epochs; 0 throughout means that steps could be larger.
+  std::optional<double> clip_fraction;
+  /// Mean of p_new / p_old over the update, skipped mini-batches included: within .05 of 1.
+  /// Farther off, steps are too large.
+  double mean_ratio = 1;
+  double approx_kl_k1 = 0;  ///< mean of log p_old - log p_new a token over the update
+  /// Mean of ratio - 1 - log ratio: as above, never negative. .0001 to .02 is usual; above .05
+  /// steps are too large, at 0 nothing is learnt.
+  double approx_kl_k3 = 0;
+  /// Mean entropy of the policy a token over the update, if the actor reports it, in nats. Falls
+  /// slowly; a fall to near 0 is collapse to one answer: raise the KL coefficient, or add an
+  /// EntropyBonus.
+  std::optional<double> entropy;
+
+  double advantage_mean = 0;  ///< before whitening; near 0 once the value function has learnt
+  /// Before whitening. At 0 no token is better than another: see score_deviation.
+  double advantage_deviation = 0;
+  double value_mean = 0;   ///< follows return_mean; a lasting gap is a value function that lags
+  double return_mean = 0;  ///< of the value function's targets
   /// 1 - Var(return - V) / Var(return): 1 is a perfect value function, 0 no better than a constant,
-  /// below 0 worse. 0 where returns do not vary.
+  /// below 0 worse. 0 where returns do not vary. Should rise to .2 and more; if it stays below 0,
+  /// raise value_coefficient or value_clip, or take advantages that need no values
+  /// (advantages.hpp).
   double explained_variance = 0;
 
-  double response_length = 0;  ///< mean tokens of a response, the end token included
-  double unfinished = 0;  ///< share of responses without an end token: they hit the length limit
+  /// Mean tokens of a response, the end token included. A run to the limit or to 1 is an exploit:
+  /// see LengthReward and LengthCapped.
+  double response_length = 0;
+  /// Share of responses without an end token: they hit the length limit. Should fall or stay small;
+  /// a rise: raise the limit, or punish it.
+  double unfinished = 0;
 
-  double gradient_norm = 0;          ///< before clipping, mean over the optimiser steps
+  /// Before clipping, mean over the optimiser steps. Far above max_gradient_norm throughout means
+  /// that every step is clipped and the learning rate alone decides; a sudden rise comes before a
+  /// collapse.
+  double gradient_norm = 0;
   double learning_rate = 0;          ///< of this step
   std::int64_t optimizer_steps = 0;  ///< how often weights moved
-  std::int64_t skipped_batches =
-      0;  ///< mini-batches dropped because their mean ratio passed the threshold; healthy: 0
+  /// Mini-batches dropped because their mean ratio passed the threshold. Healthy: 0; else lower the
+  /// learning rate.
+  std::int64_t skipped_batches = 0;
 };
 
 /// Calls f(name, value) for every number of the statistics that exists, in a fixed order;

@@ -121,7 +121,8 @@ UpdateReport update_policy(A& actor, O const& objective, G& optimizer, PromptBat
 
   UpdateReport report;
   typename A::Context context;
-  std::vector<T> logp, values, dlogp, dvalues;
+  constexpr bool of_entropy = EntropyObjective<O>;
+  std::vector<T> logp, values, entropy, dlogp, dvalues, dentropy;
   std::vector<index_t> order(static_cast<std::size_t>(rollout.rows()));
   for (index_t epoch = 0; epoch < config.epochs; ++epoch) {
     std::iota(order.begin(), order.end(), index_t{0});
@@ -153,11 +154,19 @@ UpdateReport update_policy(A& actor, O const& objective, G& optimizer, PromptBat
         actor.forward(mini.batch.view(), std::span<T>(logp), std::span<T>(values), context);
         expect_finite(std::span<T const>(logp), mini.batch, prompts, "log-probability");
         expect_finite(std::span<T const>(values), mini.batch, prompts, "value");
+        if constexpr (ReportsEntropy<A>) {
+          entropy.assign(n, T(0));
+          actor.entropy(std::span<T>(entropy), context);
+          expect_finite(std::span<T const>(entropy), mini.batch, prompts, "entropy");
+        }
+        if constexpr (of_entropy) dentropy.resize(n);
         double const normaliser =
             trl ? static_cast<double>(masked_count(mini.mask)) * accumulated : step_tokens;
         ObjectiveSums const sums = evaluate_objective<T>(
             objective, std::span<T const>(logp), std::span<T const>(values), mini.tokens, mini.mask,
-            normaliser, std::span<T>(dlogp), std::span<T>(dvalues));
+            normaliser, std::span<T>(dlogp), std::span<T>(dvalues),
+            of_entropy ? std::span<T const>(entropy) : std::span<T const>{},
+            std::span<T>(dentropy));
         if (report.optimizer_steps == 0) {
           expect_unit_ratio(sums, tolerance, mini.batch, prompts);
         }
@@ -171,13 +180,17 @@ UpdateReport update_policy(A& actor, O const& objective, G& optimizer, PromptBat
         expect_finite(std::span<T const>(dlogp), mini.batch, prompts, "loss gradient");
         expect_finite(std::span<T const>(dvalues), mini.batch, prompts, "loss gradient");
         if constexpr (ReportsEntropy<A>) {
-          std::vector<T> entropy(n);
-          actor.entropy(std::span<T>(entropy), context);
           for (std::size_t t = 0; t < n; ++t) {
             if (mini.mask[t] != 0) report.entropy += static_cast<double>(entropy[t]);
           }
         }
-        actor.backward(std::span<T const>(dlogp), std::span<T const>(dvalues), context);
+        if constexpr (of_entropy) {
+          expect_finite(std::span<T const>(dentropy), mini.batch, prompts, "loss gradient");
+          actor.backward(std::span<T const>(dlogp), std::span<T const>(dvalues),
+                         std::span<T const>(dentropy), context);
+        } else {
+          actor.backward(std::span<T const>(dlogp), std::span<T const>(dvalues), context);
+        }
         report.sums.add(sums);
         trained = true;
       }

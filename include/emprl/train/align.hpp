@@ -169,23 +169,27 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward,
                 std::span<data::Pair const> pairs, AlignSettings const& settings,
                 Strategies strategies, MetricsLog* log,
                 std::function<void(rl::PpoStats const&)> const& on_step) {
-  ensure_value_head(generator, settings.seed);
+  constexpr bool with_values = rl::uses_values<decltype(strategies.advantages)>;
+  if constexpr (with_values) ensure_value_head(generator, settings.seed);
   Generator<T> const reference_model = generator.clone();
   bool const prefix_only = generator.prefix.size() > 0;
   t5::Parameters<T, Cpu> gradients;
   PrefixParameters<T> prefix_gradients;
+  ValueHeadParameters<T> value_gradients;
+  std::vector<optim::ParameterSpan<T>> trained;
   if (prefix_only) {
     prefix_gradients = PrefixParameters<T>(generator.prefix_shape());
+    trained.push_back({generator.prefix.span(), prefix_gradients.span()});
   } else {
     gradients = t5::Parameters<T, Cpu>(generator.config());
+    trained.push_back({generator.weights.span(), gradients.span()});
   }
-  ValueHeadParameters<T> const value_gradients(generator.config().d_model);
+  if constexpr (with_values) {
+    value_gradients = ValueHeadParameters<T>(generator.config().d_model);
+    trained.push_back({generator.value_head.span(), value_gradients.span()});
+  }
   optim::AdamWConfig adam;
   adam.max_gradient_norm = settings.ppo.max_gradient_norm;
-  std::vector<optim::ParameterSpan<T>> const trained{
-      prefix_only ? optim::ParameterSpan<T>{generator.prefix.span(), prefix_gradients.span()}
-                  : optim::ParameterSpan<T>{generator.weights.span(), gradients.span()},
-      {generator.value_head.span(), value_gradients.span()}};
   optim::AdamW<T> optimizer(adam, trained);
 
   auto const dialogues = static_cast<index_t>(pairs.size());
@@ -205,8 +209,15 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward,
   T const temperature = settings.logprobs == LogProbs::tempered
                             ? static_cast<T>(settings.sampling.temperature)
                             : T(1);
-  T5ActorCritic<T> actor(dev, generator, gradients.views(), prefix_gradients.views(),
-                         value_gradients.views(), temperature);
+  T5Policy<T> policy(dev, generator, gradients.views(), prefix_gradients.views(), temperature);
+  auto actor = [&] {
+    if constexpr (with_values) {
+      return T5ActorCritic<T>(dev, generator, gradients.views(), prefix_gradients.views(),
+                              value_gradients.views(), temperature);
+    } else {
+      return rl::PolicyOnly(policy);
+    }
+  }();
   T5Reference<T> reference(dev, reference_model, temperature);
   T5Decoder<T> decoder(dev, generator);
   gen::SamplingConfig const sampling = barred_beyond_tokenizer(settings.sampling, generator);
@@ -230,11 +241,11 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward,
       {"mode", ppo.mode == rl::PpoMode::corrected ? "corrected" : "trl_0_9_6"},
       {"kl_coefficient", ppo.kl_coefficient},
       {"seed", settings.seed}};
+  char const* const names[] = {"trained", "value_head"};
   auto const save = [&] {
     if (settings.checkpoint.empty()) return;
     train::save_checkpoint(settings.checkpoint, [&](std::filesystem::path const& folder) {
       std::vector<io::TensorToWrite> tensors;
-      char const* const names[] = {"trained", "value_head"};
       for (std::size_t i = 0; i < trained.size(); ++i) {
         std::span<T const> const values = trained[i].parameters;
         tensors.push_back(
@@ -255,10 +266,10 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward,
               " belongs to a run with other options or data; remove it, or choose another "
               "output folder.");
       io::SafeTensorsFile const file(*folder / "parameters.safetensors");
-      file.copy_to("trained", trained[0].parameters,
-                   {static_cast<index_t>(trained[0].parameters.size())});
-      file.copy_to("value_head", trained[1].parameters,
-                   {static_cast<index_t>(trained[1].parameters.size())});
+      for (std::size_t i = 0; i < trained.size(); ++i) {
+        file.copy_to(names[i], trained[i].parameters,
+                     {static_cast<index_t>(trained[i].parameters.size())});
+      }
       read_optimizer(*folder, optimizer);
       trainer.restore(ppo_state_from_json(numbers["state"], (*folder / "state.json").string()));
     }
@@ -302,7 +313,8 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward,
 }  // namespace detail
 
 /// PPO, as below, with strategies of one's own; the settings' numbers that belong to the strategies
-/// (KL coefficient, gamma, lambda, clips) are then theirs.
+/// (KL coefficient, gamma, lambda, clips) are then theirs. No value head is built, and none that is
+/// there is trained, where the advantages use no values (rl::uses_values).
 template <Scalar T, rl::RewardModel Reward, class K, class C, class A, class L>
 index_t align(Cpu& dev, Generator<T>& generator, Reward& reward, std::span<data::Pair const> pairs,
               AlignSettings const& settings, Composition<K, C, A, L> composition,
@@ -313,9 +325,10 @@ index_t align(Cpu& dev, Generator<T>& generator, Reward& reward, std::span<data:
                          on_step);
 }
 
-/// Trains a generator by PPO with a reward. All weights are trained; of a generator with prefixes,
-/// the prefixes alone. The generator as it comes is the frozen reference. Goes on from
-/// settings.checkpoint if it holds a checkpoint of such a run.
+/// Trains a generator by PPO with a reward. All weights are trained, a value head that is added if
+/// there is none included; of a generator with prefixes, prefixes and value head alone. The
+/// generator as it comes is the frozen reference. Goes on from settings.checkpoint if it holds a
+/// checkpoint of such a run.
 /// @param reward   an rl::RewardModel; sees each dialogue's context, the sampled and the human
 /// response, and the target levels
 /// @param log      where the statistics go, by step; null for nowhere

@@ -12,6 +12,7 @@
 #include "emprl/gen/generate.hpp"
 #include "emprl/ops/elementwise.hpp"
 #include "emprl/ops/token_logprob.hpp"
+#include "emprl/rl/actor_critic.hpp"
 #include "emprl/rl/concepts.hpp"
 #include "emprl/train/model_folder.hpp"
 
@@ -148,40 +149,33 @@ gen::SamplingConfig barred_beyond_tokenizer(gen::SamplingConfig config,
   return config;
 }
 
-/// T5 with a value head as an rl::ActorCritic: one trunk, two heads, whose gradients add up at the
-/// decoder's last state. No dropout: PPO compares log-probabilities of the same function.
+/// T5 as an rl::Policy: log-probabilities of response tokens and their gradient. No dropout: PPO
+/// compares log-probabilities of the same function.
 template <Scalar T>
-class T5ActorCritic {
+class T5Policy {
  public:
   using Scalar = T;
+  using In = std::span<T const>;
 
   struct Context {
     std::unique_ptr<ArenaScope> scope;  // releases what forward kept
     typename t5::Model<T, Cpu>::Context model;
-    typename nn::ValueHead<T, Cpu>::Context value;
     TensorView<T, 2, Cpu> hidden, logits;
     TensorView<T, 1, Cpu> lse, entropy;
     std::span<std::int32_t const> targets;
   };
 
-  /// @param gradients, prefix_gradients, value_gradients  accumulated by backward; empty views:
-  /// frozen
+  /// @param gradients, prefix_gradients  accumulated by backward; empty views: frozen
   /// @param temperature  divides the logits that log-probabilities are taken of
-  T5ActorCritic(Cpu& dev, Generator<T> const& generator, t5::Params<T, Cpu> const& gradients,
-                t5::Prefixes<T, Cpu> const& prefix_gradients,
-                typename nn::ValueHead<T, Cpu>::Params const& value_gradients, T temperature = T(1))
+  T5Policy(Cpu& dev, Generator<T> const& generator, t5::Params<T, Cpu> const& gradients,
+           t5::Prefixes<T, Cpu> const& prefix_gradients, T temperature = T(1))
       : dev_(dev),
         generator_(generator),
         gradients_(gradients),
         prefix_gradients_(prefix_gradients),
-        value_gradients_(value_gradients),
-        temperature_(temperature) {
-    expects<ConfigError>(generator.value_head.size() > 0,
-                         "an actor-critic needs a model with a value head.");
-  }
+        temperature_(temperature) {}
 
-  void forward(rl::TokenBatch const& batch, std::span<T> logp, std::span<T> values,
-               Context& context) {
+  void forward(rl::TokenBatch const& batch, std::span<T> logp, Context& context) {
     context.scope.reset();
     context.scope = std::make_unique<ArenaScope>(dev_.saved);
     index_t const n = batch.tokens();
@@ -194,15 +188,13 @@ class T5ActorCritic {
     generator_.model.forward(dev_, generator_.weights.views(), generator_.prefixes(),
                              batch.contexts, batch.responses, context.hidden, context.model,
                              no_dropout);
-    value_head_.forward(dev_, generator_.value_head.views(), context.hidden,
-                        TensorView<T, 1, Cpu>(values.data(), {n}), context.value);
     generator_.model.logits(dev_, generator_.weights.views(), context.hidden, context.logits);
     if (temperature_ != T(1)) scale(dev_, context.logits, T(1) / temperature_);
     token_logprob_forward(dev_, TensorView<T, 1, Cpu>(logp.data(), {n}), context.lse,
                           context.entropy, context.logits, targets(context));
   }
 
-  void inference(rl::TokenBatch const& batch, std::span<T> logp, std::span<T> values) {
+  void inference(rl::TokenBatch const& batch, std::span<T> logp, std::span<T> values = {}) {
     token_logprobs(dev_, generator_, batch.contexts, batch.responses, logp, values, temperature_);
   }
 
@@ -217,37 +209,118 @@ class T5ActorCritic {
   }
 
   /// Gradients += . The context is used up.
-  void backward(std::span<T const> dlogp, std::span<T const> dvalues, Context& context) {
+  void backward(In dlogp, Context& context) { backward(dlogp, {}, context); }
+
+  /// The same with the gradient of the entropy.
+  void backward(In dlogp, In dentropy, Context& context) {
+    backward(dlogp, dentropy, context, [](auto const&) {});
+  }
+
+  /// The same for a trunk that is shared: others(dhidden) adds (+=) what else the decoder's last
+  /// state (tokens, d_model) is used for.
+  template <class Others>
+  void backward(In dlogp, In dentropy, Context& context, Others&& others) {
     ArenaScope scope(dev_.scratch);
-    auto const n = static_cast<index_t>(dlogp.size());
     auto dhidden = dev_.scratch.template allocate<T, 2>(context.hidden.extents());
-    token_logprob_backward(dev_, context.logits, TensorView<T const, 1, Cpu>(dlogp.data(), {n}),
-                           context.lse, targets(context));
+    token_logprob_backward(dev_, context.logits, view(dlogp), context.lse, targets(context),
+                           view(dentropy),
+                           dentropy.empty() ? TensorView<T, 1, Cpu>{} : context.entropy);
     if (temperature_ != T(1)) scale(dev_, context.logits, T(1) / temperature_);
     generator_.model.logits_backward(dev_, generator_.weights.views(), gradients_, context.logits,
                                      context.hidden, dhidden);
-    value_head_.backward(dev_, generator_.value_head.views(), value_gradients_,
-                         TensorView<T const, 1, Cpu>(dvalues.data(), {n}), dhidden, context.value);
+    others(dhidden);
     generator_.model.backward(dev_, generator_.weights.views(), gradients_, prefix_gradients_,
                               dhidden, context.model);
     context.scope.reset();
   }
 
  private:
+  static TensorView<T const, 1, Cpu> view(In x) {
+    if (x.empty()) return {};
+    return {x.data(), {static_cast<index_t>(x.size())}};
+  }
   static TensorView<std::int32_t const, 1, Cpu> targets(Context const& context) {
     return {context.targets.data(), {static_cast<index_t>(context.targets.size())}};
   }
 
   Cpu& dev_;
   Generator<T> const& generator_;
-  nn::ValueHead<T, Cpu> value_head_;
   t5::Params<T, Cpu> gradients_;
   t5::Prefixes<T, Cpu> prefix_gradients_;
-  typename nn::ValueHead<T, Cpu>::Params value_gradients_;
   T temperature_;
 };
 
-static_assert(rl::InferringActor<T5ActorCritic<float>> && rl::ReportsEntropy<T5ActorCritic<float>>);
+/// T5 with a value head as an rl::ActorCritic: one trunk, two heads, whose gradients add up at the
+/// decoder's last state.
+template <Scalar T>
+class T5ActorCritic {
+ public:
+  using Scalar = T;
+  using In = std::span<T const>;
+
+  struct Context {
+    typename T5Policy<T>::Context policy;
+    typename nn::ValueHead<T, Cpu>::Context value;
+  };
+
+  /// @param gradients, prefix_gradients, value_gradients  accumulated by backward; empty views:
+  /// frozen
+  /// @param temperature  divides the logits that log-probabilities are taken of
+  /// @throws ConfigError if the generator has no value head
+  T5ActorCritic(Cpu& dev, Generator<T> const& generator, t5::Params<T, Cpu> const& gradients,
+                t5::Prefixes<T, Cpu> const& prefix_gradients,
+                typename nn::ValueHead<T, Cpu>::Params const& value_gradients, T temperature = T(1))
+      : dev_(dev),
+        generator_(generator),
+        policy_(dev, generator, gradients, prefix_gradients, temperature),
+        value_gradients_(value_gradients) {
+    expects<ConfigError>(generator.value_head.size() > 0,
+                         "an actor-critic needs a model with a value head.");
+  }
+
+  void forward(rl::TokenBatch const& batch, std::span<T> logp, std::span<T> values,
+               Context& context) {
+    policy_.forward(batch, logp, context.policy);
+    value_head_.forward(dev_, generator_.value_head.views(), context.policy.hidden,
+                        TensorView<T, 1, Cpu>(values.data(), {batch.tokens()}), context.value);
+  }
+
+  void inference(rl::TokenBatch const& batch, std::span<T> logp, std::span<T> values) {
+    policy_.inference(batch, logp, values);
+  }
+
+  void full_kl(T5Reference<T> const& reference, rl::TokenBatch const& batch, std::span<T> kl) {
+    policy_.full_kl(reference, batch, kl);
+  }
+
+  void entropy(std::span<T> out, Context const& context) const {
+    policy_.entropy(out, context.policy);
+  }
+
+  /// Gradients += . The context is used up.
+  void backward(In dlogp, In dvalues, Context& context) { backward(dlogp, dvalues, {}, context); }
+
+  /// The same with the gradient of the entropy.
+  void backward(In dlogp, In dvalues, In dentropy, Context& context) {
+    policy_.backward(dlogp, dentropy, context.policy, [&](TensorView<T, 2, Cpu> const& dhidden) {
+      auto const n = static_cast<index_t>(dvalues.size());
+      value_head_.backward(dev_, generator_.value_head.views(), value_gradients_,
+                           TensorView<T const, 1, Cpu>(dvalues.data(), {n}), dhidden,
+                           context.value);
+    });
+  }
+
+ private:
+  Cpu& dev_;
+  Generator<T> const& generator_;
+  T5Policy<T> policy_;
+  nn::ValueHead<T, Cpu> value_head_;
+  typename nn::ValueHead<T, Cpu>::Params value_gradients_;
+};
+
+static_assert(rl::Policy<T5Policy<float>> && rl::InferringActor<rl::PolicyOnly<T5Policy<float>>> &&
+              rl::TrainsEntropy<rl::PolicyOnly<T5Policy<float>>>);
+static_assert(rl::InferringActor<T5ActorCritic<float>> && rl::TrainsEntropy<T5ActorCritic<float>>);
 
 /// A frozen T5 as an rl::ReferencePolicy.
 template <Scalar T>
@@ -268,7 +341,8 @@ class T5Reference {
   T temperature_;
 };
 
-static_assert(rl::ReportsFullKl<T5ActorCritic<float>, T5Reference<float>>);
+static_assert(rl::ReportsFullKl<T5ActorCritic<float>, T5Reference<float>> &&
+              rl::ReportsFullKl<rl::PolicyOnly<T5Policy<float>>, T5Reference<float>>);
 static_assert(rl::ReferencePolicy<T5Reference<float>, float>);
 
 }  // namespace emprl::train
