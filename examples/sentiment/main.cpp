@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // A rule as a reward, measured: PPO makes a generator sound positive, by a list of words. Shows the
-// reward as it rises, and compares mean and deviation on held-out contexts before and after.
+// reward as it rises, compares mean and deviation on held-out contexts before and after, and prints
+// samples, because a rule is easily pleased: "That's good." is positive, whatever it answers.
 //   sentiment MODEL DIALOGUES OUT [STEPS]
 
 #include <emprl/emprl.hpp>
@@ -34,8 +35,8 @@ double sentiment(std::string_view text) {
   double good = 0, bad = 0;
   std::string word;
   auto const count = [&] {
-    good += std::ranges::count(positive, word);
-    bad += std::ranges::count(negative, word);
+    good += static_cast<double>(std::ranges::count(positive, word));
+    bad += static_cast<double>(std::ranges::count(negative, word));
     word.clear();
   };
   for (char const c : text) {
@@ -51,6 +52,7 @@ double sentiment(std::string_view text) {
 }
 
 struct Sample {
+  std::vector<std::string> responses;
   double mean = 0, deviation = 0;
 };
 
@@ -61,12 +63,16 @@ Sample measure(Cpu& dev, train::Generator<float> const& generator,
   auto const sampling = train::barred_beyond_tokenizer(gen::SamplingConfig::emprl(), generator);
   auto const contexts = text::encode_pairs(generator.tokenizer, dialogues).contexts;
   Ragged const responses = gen::generate(decoder, contexts.view(), sampling, 7, 0);
+  Sample sample;
   std::vector<double> scores;
   for (index_t i = 0; i < responses.rows(); ++i) {
-    scores.push_back(sentiment(generator.tokenizer.decode(responses.row(i))));
+    sample.responses.push_back(generator.tokenizer.decode(responses.row(i)));
+    scores.push_back(sentiment(sample.responses.back()));
   }
   std::vector<std::uint8_t> const all(scores.size(), 1);
-  return {rl::masked_mean(scores, all), std::sqrt(rl::masked_variance(scores, all))};
+  sample.mean = rl::masked_mean(scores, all);
+  sample.deviation = std::sqrt(rl::masked_variance(scores, all));
+  return sample;
 }
 
 }  // namespace
@@ -90,8 +96,8 @@ int main(int argc, char** argv) try {
 
   train::AlignSettings settings;
   settings.steps = argc > 4 ? std::atoll(argv[4]) : 100;
-  settings.ppo.learning_rate = 3e-4;
-  settings.ppo.kl_coefficient = 0.05;
+  settings.ppo.learning_rate = 1e-4;
+  settings.ppo.kl_coefficient = 0.2;
   std::printf("step  sentiment  KL\n");
   double sum = 0;
   train::align(dev, generator, reward, dialogues, settings, nullptr, [&](rl::PpoStats const& s) {
@@ -105,8 +111,13 @@ int main(int argc, char** argv) try {
   train::save_generator(argv[3], generator);
 
   Sample const after = measure(dev, generator, held_out);
+  for (std::size_t i = 0; i < std::min<std::size_t>(3, held_out.size()); ++i) {
+    std::printf("\ncontext  %s\nbefore   %s\nafter    %s\n", held_out[i].context.c_str(),
+                before.responses[i].c_str(), after.responses[i].c_str());
+  }
   std::printf(
-      "%zu held-out contexts: %+.2f (deviation %.2f) before, %+.2f after: %.2f deviations\n",
+      "\n%zu held-out contexts: %+.2f (deviation %.2f) before, %+.2f after: %.2f "
+      "deviations\n",
       held_out.size(), before.mean, before.deviation, after.mean,
       (after.mean - before.mean) / before.deviation);
 } catch (std::exception const& error) {
