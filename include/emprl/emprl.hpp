@@ -101,6 +101,7 @@
 #include "emprl/text/train_tokenizer.hpp"
 #include "emprl/train/align.hpp"
 #include "emprl/train/checkpoint.hpp"
+#include "emprl/train/empathy_reward.hpp"
 #include "emprl/train/empathy_scorer.hpp"
 #include "emprl/train/evaluation.hpp"
 #include "emprl/train/event_file.hpp"
