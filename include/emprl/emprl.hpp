@@ -112,6 +112,7 @@
 #include "emprl/train/interrupt.hpp"
 #include "emprl/train/metrics_log.hpp"
 #include "emprl/train/model_folder.hpp"
+#include "emprl/train/model_rewards.hpp"
 #include "emprl/train/pipe_reward.hpp"
 #include "emprl/train/progress.hpp"
 #include "emprl/train/sequence_task.hpp"
