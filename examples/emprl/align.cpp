@@ -12,6 +12,7 @@
 
 #include "emprl/data/pairs.hpp"
 #include "emprl/train/align.hpp"
+#include "emprl/train/empathy_reward.hpp"
 #include "emprl/train/empathy_scorer.hpp"
 #include "emprl/train/pipe_reward.hpp"
 
@@ -99,8 +100,10 @@ void align(Common const& common, AlignOptions const& o) {
   auto const with = [&](auto reward) {
     return train::align(dev, generator, reward, set.pairs, settings, &log);
   };
-  index_t const steps = by_program ? with(train::PipeReward{{.command = o.reward_command}})
-                                   : with(train::EmpathyReward(*scorer, mask_of(o.mechanisms)));
+  index_t const steps = by_program
+                            ? with(train::PipeReward{{.command = o.reward_command}})
+                            : with(train::EmpathyReward(*scorer, mask_of(o.mechanisms),
+                                                        empathy::reward_variant_of(o.reward)));
 
   train::save_generator(o.out, generator);
   if (generator.prefix.size() > 0) train::save_prefix(o.out / "adapter", generator);
@@ -146,6 +149,13 @@ void add_align(CLI::App& app, Common& common) {
                                ->check(CLI::IsMember({"er", "ip", "ex"}))
                                ->delimiter(',')
                                ->capture_default_str();
+  auto* const reward =
+      c->add_option(
+           "--reward", o->reward,
+           "product of the probabilities of the target's levels; sum: their mean; match: the "
+           "share of levels that are the target's")
+          ->check(CLI::IsMember({"product", "sum", "match"}))
+          ->capture_default_str();
   c->add_option("--mode", o->mode, "corrected, or the arithmetic of TRL 0.9.6 for comparison")
       ->check(CLI::IsMember({"corrected", "trl_0_9_6"}))
       ->capture_default_str();
@@ -154,7 +164,7 @@ void add_align(CLI::App& app, Common& common) {
       ->capture_default_str();
   auto* const permute = c->add_flag("--permute-levels", o->permute_levels,
                                     "Negative control: targets of other dialogues");
-  command->excludes(mechanisms)->excludes(permute);
+  command->excludes(mechanisms)->excludes(reward)->excludes(permute);
   c->add_option("--save-every", o->save_every,
                 "Steps between checkpoints; 0: only when interrupted")
       ->check(CLI::NonNegativeNumber)

@@ -131,6 +131,7 @@ struct AlignOptions {
   index_t mini_batch = 8;
   index_t epochs = 4;
   std::vector<std::string> mechanisms{"er", "ip", "ex"};
+  std::string reward = "product";  ///< how the mechanisms make one number
   std::string logprobs = "raw";
   std::string mode = "corrected";
   std::string reward_command;  ///< a program that scores instead of the identifiers

@@ -350,6 +350,10 @@ void add_run(CLI::App& app, Common& common) {
   c->add_option("--kl", o->ppo.kl_coefficient, "KL coefficient at the start")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  c->add_option("--reward", o->ppo.reward,
+                "The empathy reward of PPO, as align has it; the report gives the product")
+      ->check(CLI::IsMember({"product", "sum", "match"}))
+      ->capture_default_str();
   c->add_option("--controls", o->controls, "Controls beside it: no-kl, permuted, or none")
       ->check(CLI::IsMember({"no-kl", "permuted", "none"}))
       ->delimiter(',')

@@ -8,11 +8,16 @@
 
 namespace {
 
+using Catch::Matchers::ContainsSubstring;
 using emprl::empathy::check_probabilities;
 using emprl::empathy::empathy_reward;
+using emprl::empathy::every_mechanism;
 using emprl::empathy::LevelProbabilities;
 using emprl::empathy::Levels;
+using emprl::empathy::MechanismMask;
 using emprl::empathy::most_probable;
+using emprl::empathy::reward_variant_of;
+using emprl::empathy::RewardVariant;
 
 LevelProbabilities const example{{{0.5, 0.25, 0.25}, {0.1, 0.1, 0.8}, {0.3, 0.6, 0.1}}};
 
@@ -40,6 +45,58 @@ TEST_CASE("levels: a mechanism that is left out does not count", "[empathy][leve
   CHECK(empathy_reward(example, {0, -1, 1}, {true, false, true}) == Approx(0.5 * 0.6));
   CHECK_THROWS_AS(empathy_reward(example, {0, 0, 0}, {false, false, false}), emprl::ConfigError);
   CHECK_THROWS_AS(empathy_reward(example, {0, 3, 0}), emprl::ConfigError);
+}
+
+TEST_CASE("levels: the sum is the mean of the target levels' probabilities",
+          "[empathy][levels][unit]") {
+  auto const sum = [](Levels const& target, MechanismMask const& mask) {
+    return empathy_reward(example, target, mask, RewardVariant::sum);
+  };
+  CHECK(sum({0, 2, 1}, every_mechanism) == Approx((0.5 + 0.8 + 0.6) / 3));
+  CHECK(sum({1, 0, 2}, every_mechanism) == Approx((0.25 + 0.1 + 0.1) / 3));
+  // Divided by the mechanisms that count: the scale does not depend on the mask.
+  CHECK(sum({0, 2, 1}, {true, false, true}) == Approx((0.5 + 0.6) / 2));
+  LevelProbabilities const sure{{{1, 0, 0}, {0, 1, 0}, {0, 0, 1}}};
+  CHECK(empathy_reward(sure, {0, 1, 2}, every_mechanism, RewardVariant::sum) == 1);
+  CHECK(empathy_reward(sure, {1, 2, 0}, every_mechanism, RewardVariant::sum) == 0);
+}
+
+TEST_CASE("levels: the match is the share of mechanisms whose likeliest level is the target's",
+          "[empathy][levels][unit]") {
+  auto const match = [](Levels const& target, MechanismMask const& mask = every_mechanism) {
+    return empathy_reward(example, target, mask, RewardVariant::match);
+  };
+  CHECK(match({0, 2, 1}) == 1);
+  CHECK(match({0, 2, 0}) == Approx(2.0 / 3));
+  CHECK(match({1, 0, 2}) == 0);
+  CHECK(match({0, 2, 0}, {true, false, true}) == Approx(0.5));
+  // Of equals the lowest is the likeliest: level 1 of the first two, say.
+  LevelProbabilities const ties{{{0.2, 0.4, 0.4}, {0.2, 0.4, 0.4}, {0, 0, 1}}};
+  CHECK(empathy_reward(ties, {1, 2, 2}, every_mechanism, RewardVariant::match) == Approx(2.0 / 3));
+}
+
+TEST_CASE("levels: every variant refuses an empty mask and a level that is none",
+          "[empathy][levels][unit]") {
+  for (RewardVariant const variant :
+       {RewardVariant::product, RewardVariant::sum, RewardVariant::match}) {
+    CHECK_THROWS_AS(empathy_reward(example, {0, 0, 0}, {false, false, false}, variant),
+                    emprl::ConfigError);
+    CHECK_THROWS_AS(empathy_reward(example, {0, 3, 0}, every_mechanism, variant),
+                    emprl::ConfigError);
+    CHECK_THROWS_AS(empathy_reward(example, {0, 0, -1}, every_mechanism, variant),
+                    emprl::ConfigError);
+    // A level that is not asked for may be anything; alone, product and sum are p(l).
+    double const alone = empathy_reward(example, {9, 9, 1}, {false, false, true}, variant);
+    CHECK(alone == (variant == RewardVariant::match ? 1.0 : 0.6));
+  }
+}
+
+TEST_CASE("levels: variants have names, and others are refused by name",
+          "[empathy][levels][unit]") {
+  CHECK(reward_variant_of("product") == RewardVariant::product);
+  CHECK(reward_variant_of("sum") == RewardVariant::sum);
+  CHECK(reward_variant_of("match") == RewardVariant::match);
+  CHECK_THROWS_WITH(reward_variant_of("mean"), ContainsSubstring("\"mean\""));
 }
 
 TEST_CASE("levels: numbers that are not probabilities are refused", "[empathy][levels][unit]") {

@@ -19,6 +19,7 @@ TEST_CASE("program: it was not built, so there is nothing to hold it to", "[prog
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <filesystem>
 #include <map>
@@ -453,6 +454,50 @@ TEST_CASE("program: align takes any program as its reward", "[program]") {
   check_refused(w.run(align + "--out r2 --reward-command x --mechanisms er"), 2,
                 {"--reward-command", "--mechanisms"});
   check_refused(w.run(align + "--out r2 --reward-command x --mode trl"), 2, {"--mode"});
+}
+
+TEST_CASE("program: --reward says what the mechanisms make together", "[program]") {
+  auto const& w = workshop();
+  std::vector<std::string> const replies{"I am sorry to hear that.", "How wonderful!",
+                                         "What happened then?"};
+  std::string posts = "sp_id,rp_id,seeker_post,response_post,level,rationales\n";
+  for (std::size_t i = 0; i < 30; ++i) {
+    std::string const n = std::to_string(i);
+    posts += "s" + n + ",r" + n + ",my dog left town on day " + n + "," + replies[i % 3] + "," +
+             std::to_string(i % 3) + ",\n";
+  }
+  for (std::string const name : {"emotional-reactions", "interpretations", "explorations"}) {
+    w.write("posts/" + name + "-reddit.csv", posts);
+  }
+  REQUIRE(w.run("identify --encoder model --data posts --out ids --epochs 1").status == 0);
+  std::string const align =
+      "align --model model --identifiers ids --data data --steps 1 --batch 4 --mini-batch 4 ";
+  // Before the first update every run samples the same responses.
+  auto const first_step = [&](std::string const& out, std::string const& options) {
+    REQUIRE(w.run(align + "--out " + out + options).status == 0);
+    return emprl::io::read_json_lines(w / (out + "/metrics.jsonl")).front().value;
+  };
+  Json const product = first_step("by_default", "");
+  Json const sum = first_step("by_sum", " --reward sum");
+  Json const match = first_step("by_match", " --reward match");
+  auto const mean_of_parts = [](Json const& step) {
+    return (step["score/er"].get<double>() + step["score/ip"].get<double>() +
+            step["score/ex"].get<double>()) /
+           3;
+  };
+  CHECK(sum["score/ip"] == product["score/ip"]);
+  CHECK(sum["score_mean"].get<double>() == Approx(mean_of_parts(sum)).epsilon(1e-6));
+  CHECK(match["score_mean"].get<double>() == Approx(mean_of_parts(match)).margin(1e-6));
+  CHECK(product["score_mean"].get<double>() < sum["score_mean"].get<double>());
+  // Of four responses so many match.
+  double const matches = 4 * match["score/er"].get<double>();
+  CHECK(matches == std::round(matches));
+  CHECK(emprl::io::read_json_file(w / "by_default/configuration.json")["reward"] == "product");
+  CHECK(emprl::io::read_json_file(w / "by_sum/configuration.json")["reward"] == "sum");
+
+  check_refused(w.run(align + "--out r3 --reward mean"), 2, {"--reward", "mean"});
+  check_refused(w.run("align --model model --data data --out r3 --reward-command x --reward sum"),
+                2, {"--reward-command", "--reward"});
 }
 
 #ifdef __linux__

@@ -10,7 +10,6 @@
 
 #include "emprl/ops/gemm_cpu.hpp"
 #include "emprl/text/train_tokenizer.hpp"
-#include "emprl/train/empathy_scorer.hpp"
 #include "emprl/train/fit.hpp"
 #include "emprl/train/sequence_task.hpp"
 #include "io/temporary_folder.hpp"

@@ -216,8 +216,9 @@ concept ReferencePolicy = emprl::Scalar<T> &&
 //
 // Models: any callable; Named (rewards.hpp); sums, products, bounds, gates and running
 // normalisation of others, and Spread over tokens (reward_combinators.hpp); repetition, length,
-// overlap (reward_rules.hpp); the empathy reward, a language model and a classifier
-// (train/model_rewards.hpp); a program on the other end of a pipe (train/pipe_reward.hpp).
+// overlap (reward_rules.hpp); the empathy reward (train/empathy_reward.hpp); a T5's likelihood and
+// a classifier's level (train/model_rewards.hpp); a program on the other end of a pipe
+// (train/pipe_reward.hpp).
 // -------------------------------------------------------------------------------------------------
 /// A reward of responses that also names its parts.
 template <class R>

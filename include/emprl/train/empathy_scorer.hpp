@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The three identifiers as they lie in a folder (er/, ip/, ex/), the function from text to level
-// probabilities that they make, and the reward of PPO that follows from it.
+// The three identifiers as they lie in a folder (er/, ip/, ex/), and the function from text to
+// level probabilities that they make.
 
 #include <algorithm>
 #include <cmath>
@@ -16,7 +16,6 @@
 
 #include "emprl/empathy/identifier.hpp"
 #include "emprl/empathy/levels.hpp"
-#include "emprl/rl/concepts.hpp"
 #include "emprl/text/batching.hpp"
 #include "emprl/train/model_folder.hpp"
 
@@ -130,46 +129,5 @@ class EmpathyScorer {
   Cpu& dev_;
   std::vector<IdentifierModel<T>> identifiers_;
 };
-
-/// The empathy reward as an rl::RewardModel: R = prod_k p_k(level of the target). An episode's
-/// payload holds the target's data::Levels. The three factors are logged under the mechanisms'
-/// names.
-template <class Scorer>
-class EmpathyReward {
- public:
-  explicit EmpathyReward(Scorer const& scorer,
-                         empathy::MechanismMask mechanisms = empathy::every_mechanism)
-      : scorer_(scorer), mechanisms_(mechanisms) {}
-
-  void operator()(rl::EpisodeBatch const& batch, std::span<float> scores, rl::ScoreLog& log) {
-    std::vector<std::string> contexts, responses;
-    for (rl::Episode const& episode : batch) {
-      contexts.emplace_back(episode.context);
-      responses.emplace_back(episode.response);
-    }
-    auto const all = scorer_(contexts, responses);
-    std::vector<float> factor(batch.size());
-    for (data::Mechanism const mechanism : data::all_mechanisms) {
-      auto const k = static_cast<std::size_t>(mechanism);
-      if (!mechanisms_[k]) continue;
-      for (std::size_t i = 0; i < batch.size(); ++i) {
-        auto const level =
-            static_cast<std::size_t>(batch[i].template payload_as<data::Levels>()[k]);
-        factor[i] = static_cast<float>(all[i][k][level]);
-      }
-      log.add(std::string(data::mechanism_name(mechanism)), factor);
-    }
-    for (std::size_t i = 0; i < batch.size(); ++i) {
-      scores[i] = static_cast<float>(empathy::empathy_reward(
-          all[i], batch[i].template payload_as<data::Levels>(), mechanisms_));
-    }
-  }
-
- private:
-  Scorer const& scorer_;
-  empathy::MechanismMask mechanisms_;
-};
-
-static_assert(rl::RewardModel<EmpathyReward<EmpathyScorer<float>>>);
 
 }  // namespace emprl::train
