@@ -458,12 +458,14 @@ TEST_CASE("program: align takes any program as its reward", "[program]") {
 TEST_CASE("program: align leaves checkpoints that others read, and goes on from the newest",
           "[program]") {
   auto const& w = workshop();
-  // Every batch is four lines; the reward that ends early does so in the third step.
+  // Every batch is four lines; the first reward talks nonsense in the third step.
   auto const reward = [&](std::string const& most) {
     w.write("counted.sh",
-            "n=0\nwhile [ $n -lt " + most +
-                " ] && read -r line; do\n"
-                "  n=$((n + 1))\n"
+            "n=0\nwhile read -r line; do\n"
+            "  n=$((n + 1))\n"
+            "  [ $n -le " +
+                most +
+                " ] || echo nonsense\n"
                 "  id=$(printf '%s' \"$line\" | sed 's/.*\"id\": *\\([0-9]*\\).*/\\1/')\n"
                 "  printf '{\"id\": %s, \"score\": 0.25}\\n' \"$id\"\n"
                 "done\n");
