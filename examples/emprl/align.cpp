@@ -6,7 +6,7 @@
 //
 #include "commands.hpp"
 
-#include <fmt/core.h>
+#include <fmt/format.h>
 
 #include <optional>
 
@@ -92,7 +92,13 @@ void align(Common const& common, AlignOptions const& o) {
   settings.steps = o.steps;
   settings.save_every = o.save_every;
   settings.seed = common.seed;
+  settings.keep_last = o.keep;
+  settings.keep_best = o.keep_best;
+  settings.reward_name =
+      by_program ? o.reward_command
+                 : fmt::format("empathy ({}): {}", o.reward, fmt::join(o.mechanisms, ", "));
   settings.checkpoint = o.out / "checkpoint";
+  settings.best = o.out / "best";
   fmt::print("PPO on {} dialogues; log-probabilities are {}, the KL coefficient is {} and {}\n",
              set.pairs.size(), o.logprobs, o.kl_coefficient,
              settings.adaptive_kl ? "adaptive" : "fixed");
@@ -107,7 +113,7 @@ void align(Common const& common, AlignOptions const& o) {
 
   train::save_generator(o.out, generator);
   if (generator.prefix.size() > 0) train::save_prefix(o.out / "adapter", generator);
-  train::discard_checkpoint(settings.checkpoint);
+  train::CheckpointSeries(settings.checkpoint).discard();
   fmt::print("{} steps of PPO; written to {}\n", steps, o.out.string());
 }
 
@@ -169,6 +175,10 @@ void add_align(CLI::App& app, Common& common) {
                 "Steps between checkpoints; 0: only when interrupted")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  c->add_option("--keep", o->keep, "Newest checkpoints that stay while it runs")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  c->add_flag("!--no-best", o->keep_best, "Do not keep the best checkpoint too, as OUT/best");
   add_sampling_options(*c, o->sampling);
   add_context_options(*c, o->context);
   add_common(*c, common);

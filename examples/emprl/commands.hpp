@@ -138,6 +138,8 @@ struct AlignOptions {
   bool permute_levels =
       false;  ///< the negative control: every dialogue gets another's target levels
   index_t save_every = 50;
+  index_t keep = 2;       ///< checkpoints that stay, the newest
+  bool keep_best = true;  ///< and the best; left in out/best if the end is not the best
   gen::SamplingConfig sampling = gen::SamplingConfig::emprl();
   data::ContextOptions context;
 };

@@ -244,6 +244,7 @@ void run(Common const& common, RunOptions o) {
   stage("PPO", [&] { align(common, ppo); });
   for (std::string const& control : o.controls) {
     AlignOptions other = ppo;
+    other.keep_best = false;  // nobody continues with a control
     if (control == "none") continue;
     if (control == "no-kl") {
       other.kl_coefficient = 0;

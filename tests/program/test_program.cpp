@@ -500,6 +500,43 @@ TEST_CASE("program: --reward says what the mechanisms make together", "[program]
                 2, {"--reward-command", "--reward"});
 }
 
+TEST_CASE("program: align leaves checkpoints that others read, and goes on from the newest",
+          "[program]") {
+  auto const& w = workshop();
+  // Every batch is four lines; the first reward talks nonsense in the third step.
+  auto const reward = [&](std::string const& most) {
+    w.write("counted.sh",
+            "n=0\nwhile read -r line; do\n"
+            "  n=$((n + 1))\n"
+            "  [ $n -le " +
+                most +
+                " ] || echo nonsense\n"
+                "  id=$(printf '%s' \"$line\" | sed 's/.*\"id\": *\\([0-9]*\\).*/\\1/')\n"
+                "  printf '{\"id\": %s, \"score\": 0.25}\\n' \"$id\"\n"
+                "done\n");
+  };
+  std::string const align =
+      "align --model model --data data --steps 4 --batch 4 --mini-batch 4 --save-every 1 "
+      "--reward-command 'sh counted.sh' --out kept ";
+  reward("10");
+  CHECK(w.run(align).status == 1);
+  CHECK_FALSE(fs::exists(w / "kept/checkpoint/step-000003"));
+  CHECK(w.run("generate --model kept/checkpoint/step-000002 --input in.jsonl --output o.jsonl")
+            .status == 0);
+  reward("100");
+  check_refused(w.run(align + "--lr 0.5"), 2, {"ppo.learning_rate", "0.5", "step-000002"});
+  check_refused(w.run(align + "--keep 0"), 2, {"--keep"});
+  Outcome const resumed = w.run(align + "--keep 3");
+  INFO(resumed.err);
+  CHECK(resumed.status == 0);
+  CHECK(w.lines("kept/metrics.jsonl").size() == 4);
+  CHECK_FALSE(fs::exists(w / "kept/checkpoint"));
+  // All scores are equal: the first checkpoint is the best.
+  CHECK(w.run("generate --model kept/best --input in.jsonl --output o.jsonl").status == 0);
+  REQUIRE(w.run(align + "--no-best").status == 0);
+  CHECK_FALSE(fs::exists(w / "kept/best"));
+}
+
 #ifdef __linux__
 TEST_CASE("program: --threads 1 keeps to one processor", "[program]") {
   auto const& w = workshop();

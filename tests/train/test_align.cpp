@@ -5,10 +5,18 @@
 #include "emprl/train/align.hpp"
 
 #include <algorithm>
+#include <csignal>
+#include <filesystem>
+#include <functional>
+#include <limits>
+#include <map>
+#include <set>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "emprl/ops/gemm_cpu.hpp"
+#include "emprl/rl/reward_combinators.hpp"
 #include "emprl/text/train_tokenizer.hpp"
 #include "emprl/train/fit.hpp"
 #include "emprl/train/sequence_task.hpp"
@@ -72,6 +80,15 @@ auto asks_back = [](rl::EpisodeBatch const& episodes, std::span<float> scores) {
   }
 };
 
+/// Another number for nearly every response, also of a model that has learnt nothing.
+auto likes_e = [](rl::EpisodeBatch const& episodes, std::span<float> scores) {
+  for (std::size_t i = 0; i < episodes.size(); ++i) {
+    auto const text = episodes[i].response;
+    auto const count = static_cast<float>(std::count(text.begin(), text.end(), 'e'));
+    scores[i] = count / (1.0f + static_cast<float>(text.size()));
+  }
+};
+
 train::AlignSettings settings(index_t steps) {
   train::AlignSettings s;
   s.steps = steps;
@@ -87,7 +104,93 @@ train::AlignSettings settings(index_t steps) {
 std::vector<float> bits(train::Generator<float> const& g) {
   std::vector<float> all(g.weights.span().begin(), g.weights.span().end());
   all.insert(all.end(), g.value_head.span().begin(), g.value_head.span().end());
+  all.insert(all.end(), g.prefix.span().begin(), g.prefix.span().end());
   return all;
+}
+
+train::Generator<float> prefix_generator() {
+  train::Generator<float> g = generator<float>();
+  g.prefix =
+      train::PrefixParameters<float>(typename t5::Prefixes<float, Cpu>::Shape{g.config(), 3});
+  RandomSequence random(8, Stream::initialise);
+  for (float& p : g.prefix.span()) p = static_cast<float>(0.3 * random.normal());
+  return g;
+}
+
+using OnStep = std::function<void(rl::PpoStats const&)>;
+using Numbers = std::map<std::int64_t, std::vector<double>>;
+
+/// Every number of every step; one that is done twice must be the same twice.
+OnStep recorded_in(Numbers& all) {
+  return [&all](rl::PpoStats const& stats) {
+    std::vector<double> numbers;
+    rl::for_each_number(stats, [&](std::string_view, double x) { numbers.push_back(x); });
+    auto const [at, is_new] = all.emplace(stats.step, numbers);
+    if (!is_new) CHECK(at->second == numbers);
+  };
+}
+
+/// Names and contents of all files under a folder; empty where there is none.
+std::map<std::string, std::string> contents(std::filesystem::path const& folder) {
+  std::map<std::string, std::string> all;
+  if (!std::filesystem::exists(folder)) return all;
+  for (auto const& entry : std::filesystem::recursive_directory_iterator(folder)) {
+    if (!entry.is_regular_file()) continue;
+    all[entry.path().lexically_relative(folder).string()] = emprl::test::slurp(entry.path());
+  }
+  return all;
+}
+
+/// Runs fifteen steps at once, and again with five stops at random steps, deaths and interruptions
+/// in turn, each time with a new model, reward and strategies.
+/// @param run run(settings, on_step) trains a model made for it and returns it
+template <class Run>
+void check_resumes_to_the_same_bits(std::uint64_t seed, Run run) {
+  emprl::test::TemporaryFolder const folder;
+  train::AlignSettings s = settings(15);
+  s.save_every = 3;
+  s.checkpoint = folder / "whole/checkpoint";
+  s.best = folder / "whole/best";
+  Numbers expected;
+  auto const whole = bits(run(s, recorded_in(expected)));
+  REQUIRE(expected.size() == 15);
+
+  s.checkpoint = folder / "parts/checkpoint";
+  s.best = folder / "parts/best";
+  RandomSequence random(seed, Stream::split);
+  std::set<std::int64_t> stops;
+  while (stops.size() < 5) stops.insert(random.below(14));
+  Numbers numbers;
+  bool dies = true;
+  for (std::int64_t const stop : stops) {
+    CAPTURE(stop, dies);
+    train::InterruptGuard const guard;
+    OnStep const record = recorded_in(numbers);
+    OnStep const until_stop = [&](rl::PpoStats const& stats) {
+      record(stats);
+      if (stats.step != stop) return;
+      if (dies) throw std::runtime_error("killed");
+      std::raise(SIGINT);
+    };
+    CHECK_THROWS_AS(run(s, until_stop), std::runtime_error);
+    CHECK(train::interrupted() == !dies);
+    train::clear_interrupt();
+    dies = !dies;
+  }
+  CHECK(bits(run(s, recorded_in(numbers))) == whole);
+  CHECK(numbers == expected);
+
+  // Weights, moments and the trainer's state, byte for byte; and the same best.
+  auto const last = contents(folder / "whole/checkpoint/step-000015");
+  CHECK(last.count("optimizer.safetensors") + last.count("state.json") == 2);
+  CHECK(contents(folder / "parts/checkpoint/step-000015") == last);
+  auto const best = train::CheckpointSeries(folder / "whole/checkpoint").best();
+  auto const resumed_best = train::CheckpointSeries(folder / "parts/checkpoint").best();
+  REQUIRE(best);
+  REQUIRE(resumed_best);
+  CHECK(resumed_best->step == best->step);
+  CHECK(resumed_best->score == best->score);
+  CHECK(contents(folder / "whole/best") == contents(folder / "parts/best"));
 }
 
 }  // namespace
@@ -327,7 +430,210 @@ TEST_CASE("align: a run that died goes on to the same bits", "[train][align][res
   train::AlignSettings other = s;
   other.ppo.learning_rate = 1e-4;
   train::Generator<float> another = generator<float>();
-  CHECK_THROWS_AS(train::align(dev, another, asks_back, pairs, other), ConfigError);
+  CHECK(emprl::test::message_of<ConfigError>([&] {
+          train::align(dev, another, asks_back, pairs, other);
+        }).find("ppo.learning_rate is 0.003 there and 0.0001 here") != std::string::npos);
+}
+
+TEST_CASE("align: stopped at five random steps, a run with all weights ends in the same bits",
+          "[train][align][resume]") {
+  Cpu dev(1);
+  std::vector<data::Pair> const pairs = dialogues();
+  check_resumes_to_the_same_bits(1, [&](train::AlignSettings const& s, OnStep const& on_step) {
+    train::Generator<float> g = generator<float>();
+    train::align(dev, g, likes_e, pairs, s, nullptr, on_step);
+    return g;
+  });
+}
+
+TEST_CASE("align: stopped at five random steps, strategies and a reward that remember end the same",
+          "[train][align][resume]") {
+  Cpu dev(1);
+  std::vector<data::Pair> const pairs = dialogues();
+  check_resumes_to_the_same_bits(2, [&](train::AlignSettings s, OnStep const& on_step) {
+    s.ppo.score_scaling = rl::ScoreScaling::scale;
+    train::Generator<float> g = generator<float>();
+    rl::Normalised reward{likes_e};
+    train::align(dev, g, reward, pairs, s,
+                 train::Composition{rl::KlK3{}, rl::AdaptiveKl(0.2, 0.5, 100.0),
+                                    rl::RunningBaseline(1.0, 0.8), rl::PpoClipObjective{}},
+                 nullptr, on_step);
+    return g;
+  });
+}
+
+TEST_CASE("align: stopped at five random steps, a trained prefix ends in the same bits",
+          "[train][align][resume]") {
+  Cpu dev(1);
+  std::vector<data::Pair> const pairs = dialogues();
+  auto const untrained = prefix_generator();
+  check_resumes_to_the_same_bits(3, [&](train::AlignSettings const& s, OnStep const& on_step) {
+    train::Generator<float> g = prefix_generator();
+    train::align(dev, g, likes_e, pairs, s, nullptr, on_step);
+    CHECK(std::equal(g.weights.span().begin(), g.weights.span().end(),
+                     untrained.weights.span().begin()));
+    CHECK_FALSE(std::equal(g.prefix.span().begin(), g.prefix.span().end(),
+                           untrained.prefix.span().begin()));
+    return g;
+  });
+}
+
+TEST_CASE("align: a checkpoint is a model folder, or, of a prefix, an adapter",
+          "[train][align][folder]") {
+  Cpu dev(1);
+  std::vector<data::Pair> const pairs = dialogues();
+  emprl::test::TemporaryFolder const folder;
+  train::AlignSettings s = settings(3);
+  s.save_every = 1;
+  s.checkpoint = folder / "checkpoint";
+  train::Generator<float> g = generator<float>();
+  train::align(dev, g, asks_back, pairs, s);
+  train::Generator<float> const back =
+      train::load_generator<float>(folder / "checkpoint/step-000003");
+  CHECK(bits(back) == bits(g));
+  CHECK(back.warnings.empty());
+  CHECK(back.tokenizer.serialized() == g.tokenizer.serialized());
+
+  s.checkpoint = folder / "prefix";
+  train::Generator<float> with_prefix = prefix_generator();
+  train::save_generator(folder / "model", with_prefix);
+  train::align(dev, with_prefix, asks_back, pairs, s);
+  auto const adapter = folder / "prefix/step-000003";
+  train::Generator<float> const adapted = train::load_generator<float>(folder / "model", adapter);
+  CHECK(std::equal(adapted.prefix.span().begin(), adapted.prefix.span().end(),
+                   with_prefix.prefix.span().begin()));
+  CHECK_FALSE(std::filesystem::exists(adapter / "model.safetensors"));
+  CHECK(std::filesystem::exists(adapter / "value_head.safetensors"));
+}
+
+TEST_CASE("align: the best checkpoint is left as a model folder unless the end is the best",
+          "[train][align][folder]") {
+  Cpu dev(1);
+  std::vector<data::Pair> const pairs = dialogues();
+  emprl::test::TemporaryFolder const folder;
+  std::vector<float> scores;
+  auto by_step = [&](rl::EpisodeBatch const& episodes, std::span<float> out) {
+    std::fill(out.begin(), out.end(), scores.at(episodes.step));
+  };
+  int runs = 0;
+  // Saves after steps 2, 4 and 6. @return the weights after each step
+  auto const run = [&](std::vector<float> of_steps, bool keep_best = true) {
+    scores = std::move(of_steps);
+    train::AlignSettings s = settings(static_cast<index_t>(scores.size()));
+    s.save_every = 2;
+    s.keep_last = 1;
+    s.keep_best = keep_best;
+    s.checkpoint = folder / ("checkpoint " + std::to_string(++runs));
+    s.best = folder / "best";
+    train::Generator<float> g = generator<float>();
+    std::vector<std::vector<float>> after{bits(g)};
+    train::align(dev, g, by_step, pairs, s, nullptr,
+                 [&](rl::PpoStats const&) { after.push_back(bits(g)); });
+    return after;
+  };
+  auto const left = [&] { return bits(train::load_generator<float>(folder / "best")); };
+
+  // Means 0.5, 0.75 and 0.25: the second.
+  auto after = run({0, 1, 0.5, 1, 0.5, 0});
+  CHECK(left() == after[4]);
+  for (char const* name : {"state.json", "optimizer.safetensors", "checkpoint.json"}) {
+    CHECK_FALSE(std::filesystem::exists(folder / "best" / name));
+  }
+  // Of equals the first, in the place of what was left there before.
+  after = run({0.5, 0.5, 0, 1, 1, 0});
+  CHECK(left() == after[2]);
+  // The end is the best: as a checkpoint, or by the step after the last one.
+  run({0, 0, 0.5, 0.5, 1, 0.5});
+  CHECK_FALSE(std::filesystem::exists(folder / "best"));
+  after = run({0, 0, 0.5, 0.5, 0.25});
+  CHECK(left() == after[4]);
+  run({0, 0, 0.5, 0.5, 0.75});
+  CHECK_FALSE(std::filesystem::exists(folder / "best"));
+  // Who wants none gets none, not even an old one.
+  after = run({1, 1, 0, 0});
+  CHECK(left() == after[2]);
+  run({1, 1, 0, 0}, false);
+  CHECK_FALSE(std::filesystem::exists(folder / "best"));
+
+  folder.put("best/thesis", "dear");
+  CHECK(emprl::test::message_of<ConfigError>([&] {
+          run({1, 1, 0, 0});
+        }).find("something else") != std::string::npos);
+  CHECK(emprl::test::slurp(folder / "best/thesis") == "dear");
+}
+
+TEST_CASE("align: every setting that moves a number is part of what a run is",
+          "[train][align][resume]") {
+  Cpu dev(1);
+  std::vector<data::Pair> const pairs = dialogues();
+  emprl::test::TemporaryFolder const folder;
+  train::AlignSettings s = settings(3);
+  s.save_every = 1;
+  s.checkpoint = folder / "checkpoint";
+  s.ppo.value_clip = std::numeric_limits<double>::infinity();  // which JSON does not know
+  auto const dies = [](rl::PpoStats const& stats) {
+    if (stats.step == 1) throw std::runtime_error("killed");
+  };
+  train::Generator<float> first = generator<float>();
+  CHECK_THROWS_AS(train::align(dev, first, asks_back, pairs, s, nullptr, dies), std::runtime_error);
+
+  auto const expect_refused = [&](std::string const& name, auto change) {
+    train::AlignSettings other = s;
+    change(other);
+    train::Generator<float> g = generator<float>();
+    std::string const text = emprl::test::message_of<ConfigError>(
+        [&] { train::align(dev, g, asks_back, pairs, other); });
+    CAPTURE(name, text);
+    CHECK(text.find("step-000001") != std::string::npos);
+    CHECK(text.find(": " + name + " is ") != std::string::npos);
+  };
+  using S = train::AlignSettings;
+  expect_refused("phase", [](S& a) { a.phase = "control"; });
+  expect_refused("steps", [](S& a) { a.steps = 4; });
+  expect_refused("seed", [](S& a) { a.seed = 43; });
+  expect_refused("adaptive_kl", [](S& a) { a.adaptive_kl = false; });
+  expect_refused("logprobs", [](S& a) { a.logprobs = train::LogProbs::tempered; });
+  expect_refused("samples_per_context", [](S& a) { a.samples_per_context = 2; });
+  expect_refused("limits.context", [](S& a) { a.limits.context = 3; });
+  expect_refused("sampling.top_k", [](S& a) { a.sampling.top_k = 4; });
+  expect_refused("sampling.barred", [](S& a) { a.sampling.barred = {7}; });
+  expect_refused("reward_name", [](S& a) { a.reward_name = "another"; });
+  expect_refused("ppo.mode", [](S& a) { a.ppo.mode = rl::PpoMode::trl_0_9_6; });
+  expect_refused("ppo.mini_batch_size", [](S& a) { a.ppo.mini_batch_size = 4; });
+  expect_refused("ppo.gamma", [](S& a) { a.ppo.gamma = 0.99; });
+  expect_refused("ppo.value_clip", [](S& a) { a.ppo.value_clip = 0.2; });
+  expect_refused("ppo.decay_steps", [](S& a) { a.ppo.decay_steps = 3; });
+  expect_refused("ppo.whiten_rewards", [](S& a) { a.ppo.whiten_rewards = false; });
+  expect_refused("ppo.score_scaling", [](S& a) { a.ppo.score_scaling = rl::ScoreScaling::none; });
+  expect_refused("ppo.ratio_tolerance", [](S& a) { a.ppo.ratio_tolerance = 0.5; });
+
+  auto const message = [&](train::Generator<float> g, std::vector<data::Pair> const& of,
+                           auto reward) {
+    return emprl::test::message_of<ConfigError>([&] { train::align(dev, g, reward, of, s); });
+  };
+  auto other = pairs;
+  other[5].response += " !";
+  CHECK(message(generator<float>(), other, asks_back).find(": dialogues_fingerprint is ") !=
+        std::string::npos);
+  other = pairs;
+  other[5].levels = data::Levels{0, 0, 2};
+  CHECK(message(generator<float>(), other, asks_back).find(": dialogues_fingerprint is ") !=
+        std::string::npos);
+  other.pop_back();
+  CHECK(message(generator<float>(), other, asks_back).find(": dialogues is 16 there and 15 here") !=
+        std::string::npos);
+  CHECK(message(generator<float>(6), pairs, asks_back).find(": model_fingerprint is ") !=
+        std::string::npos);
+  CHECK(message(generator<float>(), pairs, rl::Normalised{asks_back}).find(": reward is ") !=
+        std::string::npos);
+
+  // When and where it is written is not.
+  s.save_every = 2;
+  s.keep_last = 5;
+  s.keep_best = false;
+  s.best = folder / "best";
+  train::Generator<float> g = generator<float>();
+  CHECK(train::align(dev, g, asks_back, pairs, s) == 3);
 }
 
 TEST_CASE("model folder: what is saved is what is loaded, value head and prefix included",

@@ -294,3 +294,59 @@ TEST_CASE("checkpoint: the numbers of a trainer come back bit for bit",
   CHECK_THROWS_AS(train::write_trainer_state(folder.path(), state), Error);
   CHECK(train::read_trainer_state(folder.path()).numbers == read.numbers);
 }
+
+TEST_CASE("checkpoint: a run goes on with its own state, and another is told the first difference",
+          "[train][checkpoint][unit]") {
+  test::TemporaryFolder const folder;
+  io::Json const identity{{"phase", "align"},
+                          {"seed", 42},
+                          {"ppo", {{"learning_rate", 0.1}, {"epochs", 4}}},
+                          {"barred", {1, 2}}};
+  train::write_run_state(folder.path(), identity, {{"step", 7}});
+  CHECK(train::read_run_state(folder.path(), identity) == io::Json{{"step", 7}});
+
+  auto const message = [&](auto change) {
+    io::Json other = identity;
+    change(other);
+    return test::message_of<ConfigError>(
+        [&] { static_cast<void>(train::read_run_state(folder.path(), other)); });
+  };
+  auto const says = [](std::string const& text, std::string const& part) {
+    CAPTURE(text, part);
+    CHECK(text.find(part) != std::string::npos);
+  };
+  says(message([](io::Json& j) { j["seed"] = 43; }), "seed is 42 there and 43 here");
+  says(message([](io::Json& j) { j["seed"] = 43; }), folder.path().string());
+  // The first of several, in the order in which the run names them.
+  says(message([](io::Json& j) {
+         j["barred"] = {1, 3};
+         j["ppo"]["epochs"] = 5;
+       }),
+       "ppo.epochs is 4 there and 5 here");
+  says(message([](io::Json& j) { j["ppo"]["learning_rate"] = std::nextafter(0.1, 1.0); }),
+       "ppo.learning_rate is 0.1 there and 0.10000000000000002 here");
+  says(message([](io::Json& j) { j["barred"] = {1, 3}; }), "barred is [1,2] there and [1,3] here");
+  says(message([](io::Json& j) { j["decay"] = "linear"; }),
+       "decay is not recorded there and \"linear\" here");
+  says(message([](io::Json& j) { j.erase("barred"); }), "barred is [1,2] there and not set here");
+  says(message([](io::Json& j) { j["ppo"] = 3; }), "ppo is {");
+
+  train::write_trainer_state(folder.path(), {});
+  CHECK(test::message_of<IoError>([&] {
+          static_cast<void>(train::read_run_state(folder.path(), identity));
+        }).find("state.json: this is not the state of a run") != std::string::npos);
+}
+
+TEST_CASE("checkpoint: discarding takes a checkpoint and nothing else",
+          "[train][checkpoint][unit]") {
+  test::TemporaryFolder const folder;
+  save_checkpoint(folder / "run", filler("old"));
+  fs::rename(folder / "run", folder / "run.old");
+  save_checkpoint(folder / "saved", filler("new"));
+  folder.put("mine/thesis", "dear");
+  for (char const* name : {"run", "saved", "mine", "nowhere"}) {
+    train::discard_checkpoint(folder / name);
+  }
+  CHECK(folder.entries() == 1);
+  CHECK(test::slurp(folder / "mine/thesis") == "dear");
+}

@@ -4,13 +4,21 @@
 // PPO on a T5 generator with any reward: the adaptors, the order of the data, checkpoints and logs
 // around rl::PpoTrainer.
 
+#include <cxxabi.h>
+
 #include <any>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <functional>
+#include <memory>
+#include <optional>
 #include <span>
 #include <string>
+#include <string_view>
+#include <system_error>
+#include <typeinfo>
 #include <utility>
 #include <vector>
 
@@ -18,8 +26,11 @@
 #include "emprl/rl/ppo.hpp"
 #include "emprl/text/batching.hpp"
 #include "emprl/train/checkpoint.hpp"
+#include "emprl/train/checkpoint_series.hpp"
+#include "emprl/train/fingerprint.hpp"
 #include "emprl/train/interrupt.hpp"
 #include "emprl/train/metrics_log.hpp"
+#include "emprl/train/model_folder.hpp"
 #include "emprl/train/progress.hpp"
 #include "emprl/train/t5_adaptors.hpp"
 
@@ -51,10 +62,21 @@ struct AlignSettings {
   /// Responses sampled for each context, side by side in the batch, as GroupRelative and
   /// LeaveOneOut compare them; ppo.batch_size counts responses and must be a multiple.
   index_t samples_per_context = 1;
-  index_t save_every =
-      50;  ///< PPO steps between checkpoints; 0: none but the one of an interruption
+  /// PPO steps between checkpoints; 0: none but the one of an interruption.
+  index_t save_every = 50;
+  index_t keep_last = 2;  ///< the newest checkpoints that stay; at least 1
+  /// Besides, the best checkpoint stays: the one with the largest mean of score_mean over the steps
+  /// since the checkpoint before, the first of equals. One that an interruption asked for is not
+  /// judged; its steps count for the next.
+  bool keep_best = true;
   std::uint64_t seed = 42;  ///< of sampling, of the order of dialogues, and of a new value head
+  /// What tells the reward from others of its C++ type (mechanisms, a command). A run goes on from
+  /// a checkpoint only with the same.
+  std::string reward_name;
   std::filesystem::path checkpoint;  ///< the folder for checkpoints; empty: none
+  /// Where the weights of the best checkpoint are left when the run ends, as a checkpoint has them,
+  /// if the final state is not the best; what an earlier run left there goes. Empty: nowhere.
+  std::filesystem::path best;
 };
 
 /// The strategies of PPO: which KL estimate where, how its coefficient moves, how tokens are
@@ -163,6 +185,203 @@ inline rl::PpoState ppo_state_from_json(io::Json const& json, std::string const&
   }
 }
 
+/// The scores of the steps since the last checkpoint that was judged by them.
+struct JudgedSteps {
+  double sum = 0;
+  index_t steps = 0;
+
+  void add(double score) {
+    sum += score;
+    ++steps;
+  }
+  double mean() const { return sum / static_cast<double>(steps); }
+  /// The mean, and the next steps count from 0.
+  double take() {
+    double const x = mean();
+    *this = {};
+    return x;
+  }
+};
+
+inline io::Json to_json(JudgedSteps const& j) {
+  return {{"score_sum", j.sum}, {"steps", j.steps}};
+}
+
+inline JudgedSteps judged_from_json(io::Json const& json, std::string const& where) {
+  try {
+    return {json.at("score_sum").get<double>(), json.at("steps").get<index_t>()};
+  } catch (io::Json::exception const&) {
+    throw IoError(where + ": this is not the state of PPO.");
+  }
+}
+
+/// A number of a run's identity; JSON has no infinity, which some limits may be.
+inline io::Json exact_number(double x) {
+  return std::isfinite(x) ? io::Json(x) : io::Json(std::to_string(x));
+}
+
+/// Every field. A field that is added and not named here does not compile.
+inline io::Json to_json(rl::PpoConfig const& config) {
+  auto const& [mode, seed, batch_size, mini_batch_size, gradient_accumulation, epochs, end_token,
+               learning_rate, decay_steps, max_gradient_norm, gamma, lambda, policy_clip,
+               value_clip, value_coefficient, kl_coefficient, kl_target, kl_horizon, score_scaling,
+               whiten_rewards, whiten_advantages, ratio_threshold, ratio_tolerance] = config;
+  char const* const scalings[] = {"none", "scale", "normalise"};
+  return {{"mode", mode == rl::PpoMode::corrected ? "corrected" : "trl_0_9_6"},
+          {"seed", seed},
+          {"batch_size", batch_size},
+          {"mini_batch_size", mini_batch_size},
+          {"gradient_accumulation", gradient_accumulation},
+          {"epochs", epochs},
+          {"end_token", end_token},
+          {"learning_rate", exact_number(learning_rate)},
+          {"decay_steps", decay_steps},
+          {"max_gradient_norm", exact_number(max_gradient_norm)},
+          {"gamma", exact_number(gamma)},
+          {"lambda", exact_number(lambda)},
+          {"policy_clip", exact_number(policy_clip)},
+          {"value_clip", exact_number(value_clip)},
+          {"value_coefficient", exact_number(value_coefficient)},
+          {"kl_coefficient", exact_number(kl_coefficient)},
+          {"kl_target", exact_number(kl_target)},
+          {"kl_horizon", exact_number(kl_horizon)},
+          {"score_scaling", scalings[static_cast<std::size_t>(score_scaling)]},
+          {"whiten_rewards", whiten_rewards},
+          {"whiten_advantages", whiten_advantages},
+          {"ratio_threshold", exact_number(ratio_threshold)},
+          {"ratio_tolerance", ratio_tolerance ? exact_number(*ratio_tolerance) : io::Json()}};
+}
+
+/// Every field, as above.
+inline io::Json to_json(gen::SamplingConfig const& config) {
+  auto const& [greedy, temperature, top_k, top_p, min_new_tokens, max_new_tokens, start, eos,
+               barred] = config;
+  return {{"greedy", greedy},
+          {"temperature", exact_number(temperature)},
+          {"top_k", top_k},
+          {"top_p", exact_number(top_p)},
+          {"min_new_tokens", min_new_tokens},
+          {"max_new_tokens", max_new_tokens},
+          {"start", start},
+          {"eos", eos},
+          {"barred", barred}};
+}
+
+/// The C++ type, as the compiler spells it.
+template <class X>
+std::string type_name() {
+  char const* const mangled = typeid(X).name();
+  int status = 0;
+  std::unique_ptr<char, void (*)(void*)> const text(
+      abi::__cxa_demangle(mangled, nullptr, nullptr, &status), std::free);
+  return status == 0 ? text.get() : mangled;
+}
+
+/// What the dialogues say: contexts, responses and levels, in their order; ids are names and do not
+/// count.
+inline std::string fingerprint_of(std::span<data::Pair const> pairs) {
+  Fingerprint f;
+  for (data::Pair const& pair : pairs) {
+    f.text(pair.context);
+    f.text(pair.response);
+    f.numbers(pair.levels ? std::span<int const>(*pair.levels) : std::span<int const>());
+  }
+  return f.name();
+}
+
+/// A model: configuration, tokenizer, every weight.
+template <Scalar T>
+std::string fingerprint_of(Generator<T> const& generator) {
+  Fingerprint f;
+  f.text(config_to_json(generator.config()).dump());
+  f.text(generator.tokenizer.serialized());
+  f.numbers(std::span<T const>(generator.weights.span()));
+  f.numbers(std::span<T const>(generator.prefix.span()));
+  f.numbers(std::span<T const>(generator.value_head.span()));
+  return f.name();
+}
+
+/// Every setting on which the arithmetic of a run depends, by the names that AlignSettings gives
+/// them, and what it works on. What only says when and where something is written is not among
+/// them, nor is the number of threads. Of strategies and reward the caller adds the C++ types; the
+/// numbers inside them are not seen, but for those that are settings here.
+/// @param ppo   with the run's seed and decay
+/// @param model the reference, which is the generator as it came
+template <Scalar T>
+io::Json align_identity(AlignSettings const& settings, rl::PpoConfig const& ppo, index_t steps,
+                        std::span<data::Pair const> pairs, Generator<T> const& model) {
+  return {
+      {"phase", settings.phase},
+      {"dialogues", pairs.size()},
+      {"element_type", io::dtype_name(io::dtype_of<T>())},
+      {"steps", steps},
+      {"samples_per_context", settings.samples_per_context},
+      {"seed", settings.seed},
+      {"adaptive_kl", settings.adaptive_kl},
+      {"logprobs", settings.logprobs == LogProbs::raw ? "raw" : "tempered"},
+      {"limits", {{"context", settings.limits.context}, {"response", settings.limits.response}}},
+      {"ppo", to_json(ppo)},
+      {"sampling", to_json(settings.sampling)},
+      {"reward_name", settings.reward_name},
+      // Last, for a setting that is another says more: the seed makes a new value head.
+      {"dialogues_fingerprint", fingerprint_of(pairs)},
+      {"model_fingerprint", fingerprint_of(model)}};
+}
+
+/// Writes what PPO trains as others read it: a model folder, or, of a generator with prefixes, the
+/// adapter alone; the value head, if there is one, beside it.
+/// @throws IoError naming the file
+template <Scalar T>
+void save_trained(std::filesystem::path const& folder, Generator<T> const& generator) {
+  if (generator.prefix.size() == 0) return save_generator(folder, generator);
+  save_prefix(folder, generator);
+  if (generator.value_head.size() > 0) {
+    write_parameters(folder / "value_head.safetensors", generator.value_head);
+  }
+}
+
+/// Reads what `save_trained` wrote into the memory that is there, bit for bit: the element type is
+/// part of a run's identity.
+/// @throws IoError naming the file and the tensor that is missing or has another shape
+template <Scalar T>
+void load_trained(std::filesystem::path const& folder, Generator<T> const& generator) {
+  if (generator.prefix.size() == 0) {
+    read_parameters(io::SafeTensorsFile(folder / "model.safetensors"), generator.weights);
+  } else {
+    read_parameters(io::SafeTensorsFile(folder / "adapter.safetensors"), generator.prefix);
+  }
+  if (generator.value_head.size() > 0) {
+    read_parameters(io::SafeTensorsFile(folder / "value_head.safetensors"), generator.value_head);
+  }
+}
+
+/// Leaves the weights of the best checkpoint in settings.best, unless the final state is the best:
+/// as a checkpoint, or, where steps came after the last one that was judged, by their mean score.
+/// Removes what an earlier run left there.
+/// @throws IoError naming the file
+inline void leave_best(CheckpointSeries const& series, AlignSettings const& settings, index_t done,
+                       JudgedSteps const& since, Progress& progress) {
+  auto const best = settings.keep_best ? series.best() : std::nullopt;
+  bool const final_is_best =
+      best && (best->step == done || (since.steps > 0 && since.mean() > *best->score));
+  if (!best || final_is_best) return discard_checkpoint(settings.best);
+  train::save_checkpoint(settings.best, [&](std::filesystem::path const& folder) {
+    for (auto const& file : std::filesystem::directory_iterator(best->folder)) {
+      std::string const name = file.path().filename().string();
+      if (name == complete_marker || name == series_file || name == "state.json" ||
+          name == "optimizer.safetensors") {
+        continue;
+      }
+      std::error_code error;
+      std::filesystem::copy_file(file.path(), folder / name, error);
+      if (error) io::detail::fail("write", folder / name, error.value());
+    }
+  });
+  progress.print(settings.phase + ": the best mean score between checkpoints, " +
+                 std::to_string(*best->score) + ", was that of step " + std::to_string(best->step) +
+                 "; its weights are in " + settings.best.string());
+}
+
 /// The loop around a trainer; Strategies is a Composition.
 template <Scalar T, class Reward, class Strategies>
 index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward,
@@ -231,48 +450,49 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward,
                              std::move(strategies.kl), std::move(strategies.kl_controller),
                              std::move(strategies.advantages), std::move(strategies.objective)));
 
-  io::Json const identity = {
-      {"phase", settings.phase},
-      {"dialogues", dialogues},
-      {"steps", steps},
-      {"batch_size", ppo.batch_size},
-      {"samples_per_context", samples},
-      {"learning_rate", ppo.learning_rate},
-      {"mode", ppo.mode == rl::PpoMode::corrected ? "corrected" : "trl_0_9_6"},
-      {"kl_coefficient", ppo.kl_coefficient},
-      {"seed", settings.seed}};
-  char const* const names[] = {"trained", "value_head"};
-  auto const save = [&] {
-    if (settings.checkpoint.empty()) return;
-    train::save_checkpoint(settings.checkpoint, [&](std::filesystem::path const& folder) {
-      std::vector<io::TensorToWrite> tensors;
-      for (std::size_t i = 0; i < trained.size(); ++i) {
-        std::span<T const> const values = trained[i].parameters;
-        tensors.push_back(
-            io::tensor_to_write<T>(names[i], {static_cast<index_t>(values.size())}, values));
-      }
-      io::write_safetensors(folder / "parameters.safetensors", tensors);
+  bool const saves = !settings.checkpoint.empty();
+  expects<ConfigError>(
+      saves || settings.best.empty(),
+      settings.phase + ": the best checkpoint cannot be left anywhere without checkpoints.");
+  // Asked now, not after the last step.
+  expects<ConfigError>(
+      settings.best.empty() || is_complete(settings.best) || is_missing_or_empty(settings.best),
+      settings.phase + ": the best checkpoint cannot be left in " + settings.best.string() +
+          ", which holds something else.");
+  CheckpointsToKeep const keep{settings.keep_last, settings.keep_best};
+  keep.validate();
+  CheckpointSeries const series(settings.checkpoint, keep);
+  io::Json identity;
+  if (saves) {
+    identity = align_identity(settings, ppo, steps, pairs, reference_model);
+    identity["strategies"] = type_name<Strategies>();
+    identity["reward"] = type_name<Reward>();
+  }
+  JudgedSteps judged;
+  index_t saved = -1;
+  auto const save = [&](std::optional<double> score) {
+    auto const step = static_cast<index_t>(trainer.state().step);
+    if (!saves || saved == step) return;
+    // No checkpoint may be ahead of its log.
+    if (log != nullptr) log->sync();
+    series.save(step, score, [&](std::filesystem::path const& folder) {
+      save_trained(folder, generator);
       write_optimizer(folder, optimizer);
-      write_trainer_state(folder, {{{"identity", identity}, {"state", to_json(trainer.state())}}});
+      write_run_state(folder, identity,
+                      {{"ppo", to_json(trainer.state())}, {"judged", to_json(judged)}});
     });
+    saved = step;
   };
-  if (!settings.checkpoint.empty()) {
-    if (auto const folder = find_checkpoint(settings.checkpoint)) {
-      io::Json const numbers = read_trainer_state(*folder).numbers;
-      expects<ConfigError>(
-          numbers.contains("identity") && numbers["identity"] == identity &&
-              numbers.contains("state"),
-          "the checkpoint " + folder->string() +
-              " belongs to a run with other options or data; remove it, or choose another "
-              "output folder.");
-      io::SafeTensorsFile const file(*folder / "parameters.safetensors");
-      for (std::size_t i = 0; i < trained.size(); ++i) {
-        file.copy_to(names[i], trained[i].parameters,
-                     {static_cast<index_t>(trained[i].parameters.size())});
-      }
-      read_optimizer(*folder, optimizer);
-      trainer.restore(ppo_state_from_json(numbers["state"], (*folder / "state.json").string()));
-    }
+  if (auto const from = saves ? series.newest() : std::nullopt) {
+    io::Json const state = read_run_state(from->folder, identity);
+    std::string const where = (from->folder / "state.json").string();
+    expects<IoError>(state.contains("ppo") && state.contains("judged"),
+                     where + ": this is not the state of PPO.");
+    load_trained(from->folder, generator);
+    read_optimizer(from->folder, optimizer);
+    trainer.restore(ppo_state_from_json(state["ppo"], where));
+    judged = judged_from_json(state["judged"], where);
+    saved = from->step;
   }
   auto done = static_cast<index_t>(trainer.state().step);
   if (log != nullptr) log->resume(settings.phase, done);
@@ -280,7 +500,7 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward,
   Progress progress(settings.phase, steps, "steps", done);
   while (done < steps) {
     if (interrupted()) {
-      save();
+      save(std::nullopt);
       throw Interrupted("the same command goes on from step " + std::to_string(done) + " of " +
                         settings.phase + ".");
     }
@@ -304,8 +524,10 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward,
       log->write(settings.phase, done, numbers);
     }
     if (on_step) on_step(stats);
-    if (settings.save_every > 0 && done % settings.save_every == 0) save();
+    judged.add(stats.score_mean);
+    if (settings.save_every > 0 && done % settings.save_every == 0) save(judged.take());
   }
+  if (!settings.best.empty()) leave_best(series, settings, done, judged, progress);
   progress.finish();
   return done;
 }
@@ -327,16 +549,18 @@ index_t align(Cpu& dev, Generator<T>& generator, Reward& reward, std::span<data:
 
 /// Trains a generator by PPO with a reward. All weights are trained, a value head that is added if
 /// there is none included; of a generator with prefixes, prefixes and value head alone. The
-/// generator as it comes is the frozen reference. Goes on from settings.checkpoint if it holds a
-/// checkpoint of such a run.
+/// generator as it comes is the frozen reference. Goes on from the newest checkpoint in
+/// settings.checkpoint, if there is one of the same run, bit for bit; the checkpoints stay there
+/// until CheckpointSeries::discard. Each holds the weights as a model folder (of a generator with
+/// prefixes the adapter alone), the value head, and the trainer's state beside them.
 /// @param reward   an rl::RewardModel; sees each dialogue's context, the sampled and the human
 /// response, and the target levels
 /// @param log      where the statistics go, by step; null for nowhere
 /// @param on_step  called after each step; may be empty
 /// @return the steps done in all
-/// @throws ConfigError for settings out of range or a checkpoint of another run; Interrupted after
-/// a signal, once a
-///         checkpoint is written; Error naming the episode if a number is not finite
+/// @throws ConfigError for settings out of range, or naming the first in which the run of the
+/// checkpoint differs; Interrupted after a signal, once a checkpoint is written; Error naming the
+/// episode if a number is not finite
 template <Scalar T, rl::RewardModel Reward>
 index_t align(Cpu& dev, Generator<T>& generator, Reward& reward, std::span<data::Pair const> pairs,
               AlignSettings const& settings, MetricsLog* log = nullptr,

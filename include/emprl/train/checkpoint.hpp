@@ -217,12 +217,16 @@ inline std::optional<std::filesystem::path> find_checkpoint(std::filesystem::pat
   return detail::recover_checkpoint(detail::checkpoint_place(folder));
 }
 
-/// Removes the checkpoint of a run that is over and has written its result elsewhere.
+/// Removes the checkpoint of a run that is over and has written its result elsewhere. A folder that
+/// is none is left alone.
 inline void discard_checkpoint(std::filesystem::path const& folder) {
   auto const place = detail::checkpoint_place(folder);
-  std::error_code ignored;
-  std::filesystem::remove_all(place, ignored);
-  std::filesystem::remove_all(detail::with_suffix(place, ".old"), ignored);
+  auto const old = detail::with_suffix(place, ".old");
+  // The old one first: without the new one it would count.
+  for (auto const& path : {old, place}) {
+    if (detail::is_complete(path)) detail::remove_checkpoint(path, place);
+  }
+  detail::remove_leftovers(place);
 }
 
 /// What a trainer needs to go on, other than weights and moments: counters, seeds, coefficients,
@@ -246,6 +250,72 @@ inline void write_trainer_state(std::filesystem::path const& folder, TrainerStat
 /// Reads state.json. @throws IoError naming the file
 inline TrainerState read_trainer_state(std::filesystem::path const& folder) {
   return {io::read_json_file(folder / "state.json")};
+}
+
+namespace detail {
+
+/// A setting as a message shows it.
+inline std::string setting_text(io::Json const& value) {
+  constexpr std::size_t most = 400;
+  std::string text = value.dump(-1, ' ', true, io::Json::error_handler_t::replace);
+  if (text.size() > most) text = text.substr(0, most) + "...";
+  return text;
+}
+
+/// The first setting in which a run differs from the one that wrote a checkpoint.
+struct Difference {
+  std::string name;  // of a setting within another: outer.inner
+  std::string saved;
+  std::string now;
+};
+
+inline std::optional<Difference> first_difference(io::Json const& saved, io::Json const& now,
+                                                  std::string const& name = {}) {
+  if (!saved.is_object() || !now.is_object()) {
+    if (saved == now) return std::nullopt;
+    return Difference{name, setting_text(saved), setting_text(now)};
+  }
+  std::string const prefix = name.empty() ? name : name + ".";
+  for (auto const& [key, value] : now.items()) {
+    auto const it = saved.find(key);
+    if (it == saved.end()) return Difference{prefix + key, "not recorded", setting_text(value)};
+    if (auto inner = first_difference(*it, value, prefix + key)) return inner;
+  }
+  for (auto const& [key, value] : saved.items()) {
+    if (!now.contains(key)) return Difference{prefix + key, setting_text(value), "not set"};
+  }
+  return std::nullopt;
+}
+
+}  // namespace detail
+
+/// Writes state.json of a run that others may only go on with if they are the same run.
+/// @param identity every setting on which the arithmetic depends, by name; may nest
+/// @param state    where the run stands
+/// @throws Error if a number is not finite, IoError naming the file
+inline void write_run_state(std::filesystem::path const& folder, io::Json const& identity,
+                            io::Json const& state) {
+  TrainerState both;
+  both.numbers["identity"] = identity;
+  both.numbers["state"] = state;
+  write_trainer_state(folder, both);
+}
+
+/// Reads what `write_run_state` wrote. @return the state
+/// @throws ConfigError naming the first setting that differs from `identity`, with both values
+/// @throws IoError naming the file if it is not the state of a run
+inline io::Json read_run_state(std::filesystem::path const& folder, io::Json const& identity) {
+  io::Json const numbers = read_trainer_state(folder).numbers;
+  expects<IoError>(numbers.contains("identity") && numbers.contains("state"),
+                   (folder / "state.json").string() + ": this is not the state of a run.");
+  if (auto const other = detail::first_difference(numbers["identity"], identity)) {
+    throw ConfigError("the checkpoint " + folder.string() +
+                      " belongs to a run with other options or data: " + other->name + " is " +
+                      other->saved + " there and " + other->now +
+                      " here; give the same to go on with it, remove it, or choose another output "
+                      "folder.");
+  }
+  return numbers["state"];
 }
 
 /// Writes an optimiser's moments and steps as safetensors: first_moment and second_moment (N), in

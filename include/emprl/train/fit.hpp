@@ -137,7 +137,8 @@ inline std::string short_number(double x) {
 /// Trains a task. Resumes from options.checkpoint if it holds a checkpoint of a run with the same
 /// options.
 /// @param log where losses go, as phase/step; null for nowhere
-/// @throws ConfigError for options out of range, or a checkpoint of a run with other options
+/// @throws ConfigError for options out of range, or naming the first in which the run of the
+/// checkpoint differs
 /// @throws Interrupted after a signal, once a checkpoint is written
 /// @throws Error if a loss or a gradient is not finite
 template <FitTask Task>
@@ -171,6 +172,7 @@ FitResult fit(Cpu& dev, Task& task, FitOptions const& options, MetricsLog* log =
                              {"seed", options.seed}};
   auto const save = [&] {
     if (options.checkpoint.empty()) return;
+    if (log != nullptr) log->sync();
     save_checkpoint(options.checkpoint, [&](std::filesystem::path const& folder) {
       auto const n = static_cast<index_t>(task.parameters().size());
       std::span<T const> const now = task.parameters();
@@ -179,19 +181,13 @@ FitResult fit(Cpu& dev, Task& task, FitOptions const& options, MetricsLog* log =
         tensors.push_back(io::tensor_to_write<T>("best", {n}, std::span<T const>(best)));
       io::write_safetensors(folder / "parameters.safetensors", tensors);
       write_optimizer(folder, optimizer);
-      write_trainer_state(folder, {{{"identity", identity}, {"state", detail::to_json(state)}}});
+      write_run_state(folder, identity, detail::to_json(state));
     });
   };
   if (!options.checkpoint.empty()) {
     if (auto const folder = find_checkpoint(options.checkpoint)) {
-      io::Json const numbers = read_trainer_state(*folder).numbers;
-      expects<ConfigError>(
-          numbers.contains("identity") && numbers["identity"] == identity &&
-              numbers.contains("state"),
-          "the checkpoint " + folder->string() +
-              " belongs to a run with other options or data; remove it, or choose another "
-              "output folder.");
-      state = detail::fit_state_from_json(numbers["state"], (*folder / "state.json").string());
+      state = detail::fit_state_from_json(read_run_state(*folder, identity),
+                                          (*folder / "state.json").string());
       io::SafeTensorsFile const file(*folder / "parameters.safetensors");
       auto const n = static_cast<index_t>(task.parameters().size());
       file.copy_to("parameters", task.parameters(), {n});
