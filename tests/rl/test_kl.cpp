@@ -150,7 +150,7 @@ TEST_CASE("kl: the full KL has neither bias nor variance", "[rl][kl][unit]") {
   REQUIRE(r.kl.size() == n);
   for (double const kl : r.kl) {
     CHECK(kl == r.kl[0]);
-    CHECK(kl == Approx(divergence(p, base)).epsilon(1e-14));
+    CHECK(kl == Approx(divergence(p, base)).epsilon(1e-13));
   }
 }
 
@@ -205,12 +205,11 @@ TEST_CASE("kl: in the loss k2 has the gradient of KL(p || q), k3 that of KL(q ||
     }
     return gradient;
   };
-  double divergence = 0;
-  for (std::size_t i = 0; i < p.size(); ++i) divergence += p[i] * std::log(p[i] / q[i]);
+  double const exact = divergence(p, q);
   auto const k2 = expected(KlInLoss<KlK2>{});
   auto const k3 = expected(KlInLoss<KlK3>{});
   for (std::size_t j = 0; j < p.size(); ++j) {
-    CHECK(k2[j] == Approx(p[j] * (std::log(p[j] / q[j]) - divergence)).epsilon(1e-13));
+    CHECK(k2[j] == Approx(p[j] * (std::log(p[j] / q[j]) - exact)).epsilon(1e-13));
     CHECK(k3[j] == Approx(p[j] - q[j]).epsilon(1e-13).margin(1e-15));
   }
 }
