@@ -197,6 +197,13 @@ int main(int argc, char** argv) try {
     }
     std::printf("\n");
   }
+  double mean[2] = {0, 0};
+  std::size_t const last = (fixed.size() + 1) / 2;
+  for (std::size_t i = fixed.size() - last; i < fixed.size(); ++i) {
+    mean[0] += fixed[i].kl / length / static_cast<double>(last);
+    mean[1] += held[i].kl / length / static_cast<double>(last);
+  }
+  std::printf("mean of the second half: %.2f nats a token fixed, %.2f held\n", mean[0], mean[1]);
 } catch (std::exception const& error) {
   std::fprintf(stderr, "kl_controller: error: %s\n", error.what());
   return 1;
