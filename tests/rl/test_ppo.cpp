@@ -8,6 +8,7 @@
 #include <limits>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "emprl/rl/reward_combinators.hpp"
@@ -301,6 +302,36 @@ TEST_CASE("ppo: what masked tokens hold changes no loss and no gradient", "[rl][
   auto const clean = run(0.0);
   CHECK(run(std::numeric_limits<double>::quiet_NaN()) == clean);
   CHECK(run(-1e9) == clean);
+}
+
+TEST_CASE("ppo: the pad token in the middle of a response is an ordinary token",
+          "[rl][ppo][contract]") {
+  // Token 0 and token 3 change names, everywhere: nothing else changes.
+  auto const run = [](bool renamed) {
+    auto bench = awkward_bench();
+    auto const rename_columns = [renamed](std::vector<double>& logits) {
+      for (std::size_t cell = 0; renamed && cell < logits.size(); cell += 5) {
+        std::swap(logits[cell], logits[cell + 3]);
+      }
+    };
+    rename_columns(bench.actor.logits);
+    rename_columns(bench.reference.logits);
+    for (auto& row : bench.sampler.responses) {
+      for (std::int32_t& y : row) {
+        if (renamed && (y == 0 || y == 3)) y = 3 - y;
+      }
+    }
+    PpoConfig config = one_update();
+    config.epochs = 3;
+    PpoStats const stats = bench.trainer(config).step(awkward_prompts());
+    CHECK(stats.tokens == 14);
+    rename_columns(bench.actor.logits);
+    std::vector<double> out = bench.actor.logits;
+    out.insert(out.end(), bench.actor.values.begin(), bench.actor.values.end());
+    out.insert(out.end(), {stats.total_loss, stats.kl, stats.mean_ratio, stats.response_length});
+    return out;
+  };
+  check_same(run(true), run(false));
 }
 
 TEMPLATE_TEST_CASE("ppo: immediate ends, one token, no end and a batch of one are trained",

@@ -8,29 +8,14 @@
 
 #include "emprl/data/dialogue.hpp"
 #include "support/catch.hpp"
+#include "text/bytes.hpp"
 
 using emprl::index_t;
+using emprl::test::Bytes;
 using emprl::text::encode_with_end;
 using Ids = std::vector<std::int32_t>;
 
 namespace {
-
-struct Bytes {
-  std::vector<std::int32_t> encode(std::string_view text) const {
-    std::vector<std::int32_t> ids;
-    for (char const c : text) ids.push_back(3 + static_cast<unsigned char>(c));
-    return ids;
-  }
-  std::string decode(std::span<std::int32_t const> ids) const {
-    std::string text;
-    for (auto const id : ids) {
-      if (id >= 3 && id < 259) text += static_cast<char>(id - 3);
-    }
-    return text;
-  }
-  index_t size() const { return 259; }
-};
-static_assert(emprl::text::Tokenizer<Bytes>);
 
 constexpr std::int32_t a = 3 + 'a';
 constexpr std::int32_t b = 3 + 'b';

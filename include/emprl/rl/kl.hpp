@@ -7,9 +7,9 @@
 //
 //   k1  = -log r          unbiased, may be negative; its variance is that of log r
 //   abs = |log r|         biased upwards, never negative: E|log r| >= |KL|
-//   k2  = (log r)^2 / 2   biased: agrees with KL to second order in log r; never negative, low
-//   variance k3  = r - 1 - log r   unbiased, never negative; low variance while p is near q,
-//   unbounded where
+//   k2  = (log r)^2 / 2   biased, but agrees with KL to second order in log r; never negative; low
+//                         variance
+//   k3  = r - 1 - log r   unbiased, never negative; low variance while p is near q, unbounded where
 //                         p is small and q is not
 //
 // Where the penalty goes is a second choice. In the reward (the estimator itself as the trainer's
@@ -17,8 +17,9 @@
 // what is then minimised is not what the estimator's name says:
 //   k1   its gradient is that of log p, which is 0 in expectation: nothing is penalised. Refused.
 //   abs  a gradient of constant size and the sign of log p - log q: pulls back, whatever the
-//   distance k2   (log p - log q) grad log p: in expectation exactly the gradient of KL(p || q) k3
-//   (1 - q/p) grad log p: in expectation the gradient of KL(q || p), the other direction
+//        distance
+//   k2   (log p - log q) grad log p: in expectation exactly the gradient of KL(p || q)
+//   k3   (1 - q/p) grad log p: in expectation the gradient of KL(q || p), the other direction
 
 #include <algorithm>
 #include <cmath>
