@@ -278,7 +278,7 @@ int benchmark(Options const& options) {
   fmt::print(
       "T5 preset {}: d_model {}, d_ff {}, {} + {} layers, {} heads of {}, vocabulary {}; {} "
       "parameters, random.\n{} contexts a step, mini-batches of {}, {} to an optimiser step, {} "
-      "epochs; contexts of 40 to 80\nids, responses of {} to {}; float.\n\n",
+      "passes over\nthem; contexts of 40 to 80 ids, responses of {} to {}; float.\n\n",
       options.preset, config.d_model, config.d_ff, config.num_layers, config.num_decoder_layers,
       config.num_heads, config.d_kv, config.vocab_size, generator.weights.size(), ppo.batch_size,
       ppo.mini_batch_size, ppo.gradient_accumulation, ppo.epochs, sampling.min_new_tokens,
@@ -338,7 +338,7 @@ int benchmark(Options const& options) {
   std::vector<std::vector<std::string>> table{{"part", "calls", "ms a step", "share"}};
   io::Json list = io::Json::array();
   auto const add = [&](std::string const& name, double calls, double seconds) {
-    table.push_back(row(name, calls > 0 ? fmt::format("{:g}", calls / steps) : "", seconds));
+    table.push_back(row(name, calls > 0 ? fmt::format("{:.4g}", calls / steps) : "", seconds));
     list.push_back({{"part", name},
                     {"calls_a_step", calls / steps},
                     {"seconds_a_step", seconds / steps},
@@ -351,13 +351,15 @@ int benchmark(Options const& options) {
   add("  of it: loss and gradients", 0, loss.seconds);
   add("step", steps, total);
   print_table(table);
-  std::string each;
-  for (double const t : totals) each += fmt::format("{}{:.2f}", each.empty() ? "" : ", ", t);
+  Spread const spread = spread_of(totals);
   fmt::print(
-      "\n{} step(s) after a small one to warm up, of {} s; a step has {:.0f} context and {:.0f} "
-      "response tokens\nand {:g} optimiser steps; most memory held: {:.0f} MiB.\n",
-      options.steps, each, context_tokens / steps, response_tokens / steps,
-      static_cast<double>(optimizer_steps) / steps, peak_memory());
+      "\nSteps timed: {}, after a small one to warm up; seconds of a step, median [quartiles]: "
+      "{:.3f} "
+      "[{:.3f},{:.3f}].\nA step has {:.0f} context tokens, {:.0f} response tokens and {:g} "
+      "optimiser "
+      "steps. Most memory held: {:.0f} MiB.\n",
+      options.steps, spread.median, spread.low, spread.high, context_tokens / steps,
+      response_tokens / steps, static_cast<double>(optimizer_steps) / steps, peak_memory());
   if (!options.json.empty()) {
     io::write_json_file(options.json,
                         {{"benchmark", "ppo_step"},
