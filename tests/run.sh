@@ -92,7 +92,7 @@ suite() {
   say "($name: built in $((built - started)) s, run in $(($(date +%s) - built)) s)"
 }
 
-suite release -DCMAKE_BUILD_TYPE=Release
+suite release -DCMAKE_BUILD_TYPE=Release -DEMPRL_BUILD_BENCHMARKS=ON
 if [ "$sanitizers" = yes ]; then
   suite sanitizers -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-Og \
     -DEMPRL_SANITIZE=address,undefined

@@ -39,27 +39,27 @@ EMPRL_HD inline T abs(T x) {
   return std::fabs(x);
 }
 
-/// The larger; NaN if either is.
+/// The larger, the first of two equal ones; NaN if either is. Written as choices between numbers
+/// that are there already, here and in Dual: compilers make moves of them, where jumps would depend
+/// on the data and so be guessed wrong.
 template <Scalar T>
-EMPRL_HD inline T max(T a, T b) {
-  if (a > b) return a;
-  if (a < b) return b;
-  return a == b ? a : a + b;
+EMPRL_HD constexpr T max(T a, T b) {
+  T const larger = a < b ? b : a;
+  return b != b ? b : larger;
 }
 
-/// The smaller; NaN if either is.
+/// The smaller, the first of two equal ones; NaN if either is.
 template <Scalar T>
-EMPRL_HD inline T min(T a, T b) {
-  if (a < b) return a;
-  if (a > b) return b;
-  return a == b ? a : a + b;
+EMPRL_HD constexpr T min(T a, T b) {
+  T const smaller = b < a ? b : a;
+  return b != b ? b : smaller;
 }
 
 /// x held within [low, high]; NaN stays NaN.
 template <Scalar T>
-EMPRL_HD inline T clip(T x, T low, T high) {
-  if (x < low) return low;
-  return x > high ? high : x;
+EMPRL_HD constexpr T clip(T x, T low, T high) {
+  T const held = x > high ? high : x;
+  return x < low ? low : held;
 }
 
 }  // namespace scalar_math
@@ -112,29 +112,55 @@ struct Dual {
     return chain(scalar_math::abs(a.value), sign, a);
   }
   EMPRL_HD friend constexpr Dual max(Dual const& a, Dual const& b) {
-    if (a.value > b.value) return a;
-    if (a.value < b.value) return b;
-    return chain(scalar_math::max(a.value, b.value), T(0.5), a, T(0.5), b);
+    return choose(scalar_math::max(a.value, b.value), a.value > b.value, a, a.value < b.value, b);
   }
   EMPRL_HD friend constexpr Dual min(Dual const& a, Dual const& b) {
-    if (a.value < b.value) return a;
-    if (a.value > b.value) return b;
-    return chain(scalar_math::min(a.value, b.value), T(0.5), a, T(0.5), b);
+    return choose(scalar_math::min(a.value, b.value), a.value<b.value, a, a.value> b.value, b);
   }
   EMPRL_HD friend constexpr Dual clip(Dual const& a, T low, T high) {
-    if (a.value < low) return Dual(low);
-    return a.value > high ? Dual(high) : a;
+    bool const outside = a.value < low || a.value > high;
+    Dual y(scalar_math::clip(a.value, low, high));
+    for (int i = 0; i < N; ++i) y.derivative[i] = outside ? T(0) : a.derivative[i];
+    return y;
   }
 
  private:
+  /// Whether a compiler that optimises sees that x is 0. Products with such an x are left out: a
+  /// term then costs nothing for the inputs it does not depend on. A compiler may not do so by
+  /// itself, since the other factor might be infinite or NaN; a derivative that is 0 here may
+  /// therefore be NaN in a build without optimisation, but only beside a value or another
+  /// derivative that is not finite in any build.
+  EMPRL_HD static constexpr bool known_zero(T x) { return __builtin_constant_p(x) && x == T(0); }
+
   EMPRL_HD static constexpr Dual chain(T value, T da, Dual const& a) {
     Dual y(value);
-    for (int i = 0; i < N; ++i) y.derivative[i] = da * a.derivative[i];
+    for (int i = 0; i < N; ++i) {
+      y.derivative[i] = known_zero(a.derivative[i]) ? T(0) : da * a.derivative[i];
+    }
     return y;
   }
   EMPRL_HD static constexpr Dual chain(T value, T da, Dual const& a, T db, Dual const& b) {
     Dual y(value);
-    for (int i = 0; i < N; ++i) y.derivative[i] = da * a.derivative[i] + db * b.derivative[i];
+    for (int i = 0; i < N; ++i) {
+      if (known_zero(a.derivative[i])) {
+        y.derivative[i] = known_zero(b.derivative[i]) ? T(0) : db * b.derivative[i];
+      } else if (known_zero(b.derivative[i])) {
+        y.derivative[i] = da * a.derivative[i];
+      } else {
+        y.derivative[i] = da * a.derivative[i] + db * b.derivative[i];
+      }
+    }
+    return y;
+  }
+  /// The gradient of a or of b where one of them is chosen, else half of each.
+  EMPRL_HD static constexpr Dual choose(T value, bool first, Dual const& a, bool second,
+                                        Dual const& b) {
+    Dual y(value);
+    for (int i = 0; i < N; ++i) {
+      T const both = T(0.5) * a.derivative[i] + T(0.5) * b.derivative[i];
+      T const not_first = second ? b.derivative[i] : both;
+      y.derivative[i] = first ? a.derivative[i] : not_first;
+    }
     return y;
   }
 };
