@@ -54,6 +54,33 @@ TEST_CASE("dual: max and min share a tie half and half", "[math][dual][unit]") {
   CHECK(min(x, D(3.0)).derivative[0] == 1.0);
 }
 
+TEST_CASE("dual: max and min of equal numbers are that number, however large",
+          "[math][dual][unit]") {
+  double const infinity = std::numeric_limits<double>::infinity();
+  for (double const x : {1.1, -0.3, 0.0, 5e-308, 1.7e308, infinity, -infinity}) {
+    CHECK(emprl::scalar_math::max(x, x) == x);
+    CHECK(emprl::scalar_math::min(x, x) == x);
+    CHECK(max(D::variable(x, 0), D::variable(x, 1)).value == x);
+    CHECK(min(D::variable(x, 0), D::variable(x, 1)).value == x);
+  }
+  CHECK(emprl::scalar_math::max(-infinity, infinity) == infinity);
+  CHECK(emprl::scalar_math::min(-infinity, infinity) == -infinity);
+}
+
+TEST_CASE("dual: the branch that is not chosen leaves no trace, not even an infinite one",
+          "[math][dual][unit]") {
+  D const huge = exp(D::variable(1000.0, 0));
+  D const small = D::variable(0.5, 1);
+  for (D const& y : {min(huge, small), min(small, huge), max(-huge, small), max(small, -huge)}) {
+    CHECK(y.value == 0.5);
+    CHECK(y.derivative[0] == 0.0);
+    CHECK(y.derivative[1] == 1.0);
+  }
+  D const held = clip(huge, 0.0, 2.0);
+  CHECK(held.value == 2.0);
+  CHECK(held.derivative[0] == 0.0);
+}
+
 TEST_CASE("dual: clip passes gradient 1 at its bounds and 0 outside", "[math][dual][unit]") {
   CHECK(clip(D::variable(0.8, 0), 0.8, 1.2).derivative[0] == 1.0);
   CHECK(clip(D::variable(1.2, 0), 0.8, 1.2).derivative[0] == 1.0);

@@ -39,20 +39,23 @@ EMPRL_HD inline T abs(T x) {
   return std::fabs(x);
 }
 
-/// The larger, the first of two equal ones; NaN if either is. Written as choices between numbers
-/// that are there already, here and in Dual: compilers make moves of them, where jumps would depend
-/// on the data and so be guessed wrong.
+/// The larger; of equal ones half of each, which is the number itself (but for the last bit of
+/// numbers below twice the smallest normal one); NaN if either is. Written as a choice between
+/// numbers that are there already, here and in Dual: compilers make moves of it, where jumps would
+/// depend on the data and so be guessed wrong, and a NaN costs no question of its own.
 template <Scalar T>
 EMPRL_HD constexpr T max(T a, T b) {
-  T const larger = a < b ? b : a;
-  return b != b ? b : larger;
+  T const both = T(0.5) * a + T(0.5) * b;
+  T const not_first = a < b ? b : both;
+  return a > b ? a : not_first;
 }
 
-/// The smaller, the first of two equal ones; NaN if either is.
+/// The smaller, likewise.
 template <Scalar T>
 EMPRL_HD constexpr T min(T a, T b) {
-  T const smaller = b < a ? b : a;
-  return b != b ? b : smaller;
+  T const both = T(0.5) * a + T(0.5) * b;
+  T const not_first = a > b ? b : both;
+  return a < b ? a : not_first;
 }
 
 /// x held within [low, high]; NaN stays NaN.
@@ -112,10 +115,14 @@ struct Dual {
     return chain(scalar_math::abs(a.value), sign, a);
   }
   EMPRL_HD friend constexpr Dual max(Dual const& a, Dual const& b) {
-    return choose(scalar_math::max(a.value, b.value), a.value > b.value, a, a.value < b.value, b);
+    bool const first = a.value > b.value;
+    bool const second = a.value < b.value;
+    return choose(scalar_math::max(a.value, b.value), first, a, second, b);
   }
   EMPRL_HD friend constexpr Dual min(Dual const& a, Dual const& b) {
-    return choose(scalar_math::min(a.value, b.value), a.value<b.value, a, a.value> b.value, b);
+    bool const first = a.value < b.value;
+    bool const second = a.value > b.value;
+    return choose(scalar_math::min(a.value, b.value), first, a, second, b);
   }
   EMPRL_HD friend constexpr Dual clip(Dual const& a, T low, T high) {
     bool const outside = a.value < low || a.value > high;
