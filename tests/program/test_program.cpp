@@ -517,11 +517,11 @@ TEST_CASE("program: align leaves checkpoints that others read, and goes on from 
   };
   std::string const align =
       "align --model model --data data --steps 4 --batch 4 --mini-batch 4 --save-every 1 "
-      "--reward-command 'sh counted.sh' --out kept ";
+      "--reward-command 'sh counted.sh' --out steps ";
   reward("10");
   CHECK(w.run(align).status == 1);
-  CHECK_FALSE(fs::exists(w / "kept/checkpoint/step-000003"));
-  CHECK(w.run("generate --model kept/checkpoint/step-000002 --input in.jsonl --output o.jsonl")
+  CHECK_FALSE(fs::exists(w / "steps/checkpoint/step-000003"));
+  CHECK(w.run("generate --model steps/checkpoint/step-000002 --input in.jsonl --output o.jsonl")
             .status == 0);
   reward("100");
   check_refused(w.run(align + "--lr 0.5"), 2, {"ppo.learning_rate", "0.5", "step-000002"});
@@ -529,12 +529,12 @@ TEST_CASE("program: align leaves checkpoints that others read, and goes on from 
   Outcome const resumed = w.run(align + "--keep 3");
   INFO(resumed.err);
   CHECK(resumed.status == 0);
-  CHECK(w.lines("kept/metrics.jsonl").size() == 4);
-  CHECK_FALSE(fs::exists(w / "kept/checkpoint"));
+  CHECK(w.lines("steps/metrics.jsonl").size() == 4);
+  CHECK_FALSE(fs::exists(w / "steps/checkpoint"));
   // All scores are equal: the first checkpoint is the best.
-  CHECK(w.run("generate --model kept/best --input in.jsonl --output o.jsonl").status == 0);
+  CHECK(w.run("generate --model steps/best --input in.jsonl --output o.jsonl").status == 0);
   REQUIRE(w.run(align + "--no-best").status == 0);
-  CHECK_FALSE(fs::exists(w / "kept/best"));
+  CHECK_FALSE(fs::exists(w / "steps/best"));
 }
 
 #ifdef __linux__
