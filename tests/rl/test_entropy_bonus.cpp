@@ -106,7 +106,9 @@ TEST_CASE("entropy bonus: the step's gradient is that of the mean loss, entropy 
     PpoStats const stats = trainer.step(prompts_of({0, 1, 1, 0, 1, 0}));
     return std::pair{stats, trainer.rollout().responses};
   };
-  auto const [stats, responses] = without_values ? run(alone) : run(actor);
+  auto const outcome = without_values ? run(alone) : run(actor);
+  PpoStats const& stats = outcome.first;
+  Ragged const& responses = outcome.second;
 
   auto const loss = [&](Tabular<double> const& table) {
     double sum = 0;
