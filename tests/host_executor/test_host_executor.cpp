@@ -3,6 +3,7 @@
 // bug is caught under every one of several schedules, the twin passes under all of them.
 #include "support/host_executor/executor.hpp"
 
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <set>
@@ -373,6 +374,30 @@ EMPRL_KERNEL throwing_kernel() {
   cuda::sync_threads();
 }
 
+template <bool whole_block>
+EMPRL_KERNEL waiting_kernel(int rounds) {
+  for (int i = 0; i < rounds; ++i) {
+    if constexpr (whole_block) {
+      cuda::sync_threads();
+    } else {
+      cuda::sync_warp();
+    }
+  }
+}
+
+EMPRL_KERNEL touching_kernel(int rounds) {
+  EMPRL_SHARED(float, tile, 256);
+  int const i = cuda::thread_rank();
+  tile[i] = 0.0f;
+  for (int round = 0; round < rounds; ++round) tile[i] += 1.0f;
+}
+
+EMPRL_KERNEL multiplying_kernel(int rounds) {
+  float c[4] = {};
+  std::uint32_t const a[4] = {};
+  for (int i = 0; i < rounds; ++i) cuda::mma_m16n8k16<Bf16>(c, a, 0, 0);
+}
+
 constexpr LaunchShape two_warps{.grid = {3}, .block = {64}};
 
 }  // namespace
@@ -620,4 +645,28 @@ TEST_CASE("host executor: a failed kernel leaves nothing behind", "[host_executo
   launch<reverse_kernel<Twin::right>>(nullptr, two_warps, y.data());
   CHECK(y.values()[63] == 0);
   CHECK_THROWS_AS(cuda::sync_threads(), std::logic_error);
+}
+
+// Not a test of behaviour: `emprl_tests "[measure]"` prints what the executor's header promises.
+TEST_CASE("host executor: what it costs", "[host_executor][.measure]") {
+  constexpr int rounds = 2000;
+  constexpr LaunchShape block{.grid = {1}, .block = {256}};
+  auto const nanoseconds = [](auto run) {
+    run();
+    auto const begin = std::chrono::steady_clock::now();
+    run();
+    return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - begin)
+        .count();
+  };
+  auto const before = host_executor::counts().switches;
+  double const warps = nanoseconds([&] { launch<waiting_kernel<false>>(nullptr, block, rounds); });
+  double const switches = static_cast<double>(host_executor::counts().switches - before) / 2;
+  double const blocks = nanoseconds([&] { launch<waiting_kernel<true>>(nullptr, block, rounds); });
+  double const touches = nanoseconds([&] { launch<touching_kernel>(nullptr, block, rounds); });
+  double const products = nanoseconds([&] { launch<multiplying_kernel>(nullptr, block, rounds); });
+  WARN("a switch of fibers " << warps / switches << " ns, a barrier of 256 threads "
+                             << blocks / rounds << " ns, an access to shared memory "
+                             << touches / rounds / 256 / 2 << " ns, an mma.sync "
+                             << products / rounds / 8 << " ns");
+  CHECK(warps / switches < 40);
 }
