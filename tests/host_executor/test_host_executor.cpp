@@ -3,6 +3,7 @@
 // bug is caught under every one of several schedules, the twin passes under all of them.
 #include "support/host_executor/executor.hpp"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
@@ -181,6 +182,11 @@ EMPRL_KERNEL different_lines_kernel() {
   }
 }
 
+EMPRL_KERNEL outside_kernel(float* y) {
+  int const lane = cuda::lane_index();
+  if (lane < 16) y[lane] = cuda::shuffle_down(static_cast<float>(lane), 8, 0xffffu);
+}
+
 EMPRL_KERNEL far_lane_kernel() {
   cuda::shuffle(1, 32);
 }
@@ -201,6 +207,19 @@ EMPRL_KERNEL neighbour_kernel(int* y) {
   }
   if constexpr (between == Between::wrong_half_barrier) neighbour = i ^ 16;
   y[i] = tile[neighbour];
+}
+
+/// Every lane has read when the shuffle is over, but the shuffle orders nothing.
+template <Twin twin>
+EMPRL_KERNEL overwrite_kernel() {
+  EMPRL_SHARED(int, tile, 32);
+  int const i = cuda::lane_index();
+  tile[i] = i;
+  cuda::sync_warp();
+  int const neighbour = tile[i ^ 1];
+  cuda::shuffle(neighbour, 0);
+  if constexpr (twin == Twin::right) cuda::sync_warp();
+  tile[i] = neighbour;
 }
 
 /// Lanes 0 and 1 meet, then 1 and 2: what 0 wrote has come to 2.
@@ -229,12 +248,13 @@ EMPRL_KERNEL same_cell_kernel() {
   if (twin == Twin::wrong || cuda::thread_rank() == 33) cell[0] = 1;
 }
 
+template <Twin twin>
 EMPRL_KERNEL broadcast_kernel() {
   EMPRL_SHARED(int, cell, 1);
   if (cuda::thread_rank() == 0) cell[0] = 1;
   cuda::sync_threads();
   int const value = cell[0];
-  cuda::sync_threads();
+  if constexpr (twin == Twin::right) cuda::sync_threads();
   if (cuda::thread_rank() == 63) cell[0] = value + 1;
 }
 
@@ -246,6 +266,18 @@ EMPRL_KERNEL atomic_kernel(int* y) {
   cuda::atomic_add(cell.at(0), 1);
   if constexpr (twin == Twin::right) cuda::sync_threads();
   if (cuda::thread_rank() == 0) y[0] = cell[0];
+}
+
+/// Each warp has a cell of its own and needs no barrier of the block.
+template <Twin twin>
+EMPRL_KERNEL warp_atomic_kernel(int* y) {
+  EMPRL_SHARED(int, cell, 2);
+  int const warp = cuda::warp_index();
+  if (cuda::lane_index() == 5) cell[warp] = 0;
+  cuda::sync_warp();
+  cuda::atomic_add(cell.at(twin == Twin::right ? warp : 0), 1);
+  cuda::sync_warp();
+  if (cuda::lane_index() == 31) y[warp] = cell[warp];
 }
 
 // ---- bounds and alignment
@@ -303,11 +335,19 @@ EMPRL_KERNEL pack_kernel(float* y, int offset) {
 
 // ---- memory that nobody wrote
 
-EMPRL_KERNEL unwritten_kernel(float* y, int written) {
+/// Block 0 writes both arrays, block 1 leaves the last element of each as it was.
+EMPRL_KERNEL unwritten_kernel(float* y, bool everything) {
   EMPRL_SHARED(float, tile, 32);
+  cuda::DynamicShared memory;
+  cuda::Shared<float> const other = memory.take<float>(32);
   int const i = cuda::lane_index();
-  if (i < written) tile[i] = 1.0f;
-  y[i] = tile[i];
+  int const block = cuda::block_index().x;
+  if (everything || block == 0 || i < 31) {
+    tile[i] = 1.0f;
+    other[i] = 1.0f;
+  }
+  y[block * 64 + i] = tile[i];
+  y[block * 64 + 32 + i] = other[i];
 }
 
 // ---- cp.async
@@ -342,6 +382,27 @@ EMPRL_KERNEL refill_kernel(float* y, float const* x) {
     if constexpr (twin == Twin::right) cuda::sync_threads();
   }
   y[i] = sum;
+}
+
+/// All have waited when the shuffle is over; the barrier came too early to order what arrived.
+template <Twin twin>
+EMPRL_KERNEL early_barrier_kernel(float* y, float const* x) {
+  EMPRL_SHARED(float, tile, 32);
+  int const i = cuda::lane_index();
+  cuda::copy_async<4>(tile.at(i), x + i);
+  cuda::commit_copies();
+  if constexpr (twin == Twin::wrong) cuda::sync_warp();
+  cuda::wait_copies<0>();
+  cuda::shuffle(0, 0);
+  if constexpr (twin == Twin::right) cuda::sync_warp();
+  y[i] = tile[i ^ 1];
+}
+
+/// Nobody waits for the copies and nobody touches them.
+EMPRL_KERNEL forgotten_copy_kernel(float const* x) {
+  EMPRL_SHARED(float, tile, 64);
+  int const i = cuda::thread_rank();
+  cuda::copy_async<4>(tile.at(i), x + i);
 }
 
 template <int bytes>
@@ -485,6 +546,9 @@ TEST_CASE("host executor: within a warp a barrier orders memory and a shuffle do
       {}, [&] { launch<neighbour_kernel<Between::wrong_half_barrier>>(nullptr, warp, y.data()); });
   check_passes([&] { launch<neighbour_kernel<Between::barrier>>(nullptr, warp, y.data()); });
   check_passes([&] { launch<neighbour_kernel<Between::half_barrier>>(nullptr, warp, y.data()); });
+  check_race({"writes element", "read it"},
+             [&] { launch<overwrite_kernel<Twin::wrong>>(nullptr, warp); });
+  check_passes([&] { launch<overwrite_kernel<Twin::right>>(nullptr, warp); });
   check_passes([&] {
     launch<chain_kernel>(nullptr, warp, y.data());
     CHECK(y.values()[0] == 5);
@@ -496,12 +560,32 @@ TEST_CASE("host executor: two writers of one element race, neighbours and atomic
   check_passes([] { launch<small_elements_kernel>(nullptr, two_warps); });
   check_twins<same_cell_kernel<Twin::wrong>, same_cell_kernel<Twin::right>>(two_warps, Fault::race,
                                                                             {"writes element 0"});
-  check_passes([] { launch<broadcast_kernel>(nullptr, two_warps); });
+  check_race({"element 0 of cell"},
+             [] { launch<broadcast_kernel<Twin::wrong>>(nullptr, two_warps); });
+  check_passes([] { launch<broadcast_kernel<Twin::right>>(nullptr, two_warps); });
   auto y = DeviceArray<int>::poisoned(1);
   check_race({}, [&] { launch<atomic_kernel<Twin::wrong>>(nullptr, two_warps, y.data()); });
   check_passes([&] {
     launch<atomic_kernel<Twin::right>>(nullptr, two_warps, y.data());
     CHECK(y.values()[0] == 64);
+  });
+}
+
+TEST_CASE("host executor: a warp's own cell needs no barrier of the block", "[host_executor]") {
+  auto y = DeviceArray<int>::poisoned(2);
+  check_race({}, [&] { launch<warp_atomic_kernel<Twin::wrong>>(nullptr, two_warps, y.data()); });
+  check_passes([&] {
+    launch<warp_atomic_kernel<Twin::right>>(nullptr, two_warps, y.data());
+    CHECK(y.values() == std::vector<int>{32, 32});
+  });
+}
+
+TEST_CASE("host executor: a lane outside the mask gives NaN", "[host_executor]") {
+  support::for_each_schedule(schedules, [] {
+    DeviceArray<float> y(std::vector<float>(32, 0.0f));
+    launch<outside_kernel>(nullptr, {.grid = {1}, .block = {32}}, y.data());
+    CHECK(y.values()[7] == 15.0f);
+    CHECK(std::isnan(y.values()[8]));
   });
 }
 
@@ -547,19 +631,24 @@ TEST_CASE("host executor: misaligned accesses are caught", "[host_executor]") {
 
 TEST_CASE("host executor: shared memory that nobody wrote is reported, or gives NaN",
           "[host_executor]") {
-  constexpr LaunchShape warp{.grid = {2}, .block = {32}};
-  auto y = DeviceArray<float>::poisoned(32);
-  check_caught(Fault::unwritten, {"of tile", "nobody has written it yet"},
-               [&] { launch<unwritten_kernel>(nullptr, warp, y.data(), 31); });
-  check_passes([&] { launch<unwritten_kernel>(nullptr, warp, y.data(), 32); });
-  CHECK(y.values()[31] == 1.0f);
+  constexpr LaunchShape warp{.grid = {2}, .block = {32}, .shared_bytes = 32 * sizeof(float)};
+  auto y = DeviceArray<float>::poisoned(128);
+  check_caught(Fault::unwritten, {"element 31 of tile", "nobody has written it yet"},
+               [&] { launch<unwritten_kernel>(nullptr, warp, y.data(), false); });
+  check_passes([&] {
+    launch<unwritten_kernel>(nullptr, warp, y.data(), true);
+    CHECK(y.values() == std::vector<float>(128, 1.0f));
+  });
   for (int seed = 0; seed < schedules; ++seed) {
     WithOptions const with({.seed = static_cast<std::uint64_t>(seed), .report_unwritten = false});
-    DeviceArray<float> z(std::vector<float>(32, 0.0f));
-    launch<unwritten_kernel>(nullptr, warp, z.data(), 31);
-    CHECK(z.values()[30] == 1.0f);
-    // The second block finds NaN too, not what the first one left.
-    CHECK(std::isnan(z.values()[31]));
+    DeviceArray<float> z(std::vector<float>(128, 0.0f));
+    launch<unwritten_kernel>(nullptr, warp, z.data(), false);
+    auto const out = z.values();
+    CHECK(out[31] == 1.0f);
+    // Whichever block runs first: the other one does not find what that one left.
+    CHECK(std::isnan(out[64 + 31]));
+    CHECK(std::isnan(out[64 + 32 + 31]));
+    CHECK(std::count_if(out.begin(), out.end(), [](float v) { return std::isnan(v); }) == 2);
   }
 }
 
@@ -597,6 +686,25 @@ TEST_CASE("host executor: data of cp.async is there after the wait and a barrier
   });
 }
 
+TEST_CASE("host executor: a barrier before the wait does not show others what a copy brought",
+          "[host_executor]") {
+  constexpr LaunchShape warp{.grid = {2}, .block = {32}};
+  DeviceArray<float> x(std::vector<float>(64, 2.0f));
+  auto y = DeviceArray<float>::poisoned(32);
+  check_race({}, [&] {
+    launch<early_barrier_kernel<Twin::wrong>>(nullptr, warp, y.data(),
+                                              static_cast<float const*>(x.data()));
+  });
+  check_passes([&] {
+    launch<early_barrier_kernel<Twin::right>>(nullptr, warp, y.data(),
+                                              static_cast<float const*>(x.data()));
+  });
+  // What a block leaves under way does not trouble the next one.
+  check_passes([&] {
+    launch<forgotten_copy_kernel>(nullptr, two_warps, static_cast<float const*>(x.data()));
+  });
+}
+
 TEST_CASE("host executor: launches that no device takes are refused", "[host_executor]") {
   auto const refused = [](LaunchShape const& shape) {
     check_caught(Fault::launch, {"whole_warps_kernel"},
@@ -617,6 +725,7 @@ TEST_CASE("host executor: launches that no device takes are refused", "[host_exe
 TEST_CASE("host executor: the seed fixes the order of blocks and threads, and orders differ",
           "[host_executor]") {
   std::set<std::vector<int>> orders;
+  std::set<int> first_blocks;
   for (int seed = 0; seed < schedules; ++seed) {
     WithOptions const with({.seed = static_cast<std::uint64_t>(seed)});
     std::vector<int> first;
@@ -630,8 +739,10 @@ TEST_CASE("host executor: the seed fixes the order of blocks and threads, and or
     // Every thread came twice.
     CHECK(std::multiset<int>(first.begin(), first.end()).count(100) == 2);
     orders.insert(first);
+    first_blocks.insert(first[0] / 64);
   }
   CHECK(orders.size() == schedules);
+  CHECK(first_blocks.size() > 1);
 }
 
 TEST_CASE("host executor: a failed kernel leaves nothing behind", "[host_executor]") {

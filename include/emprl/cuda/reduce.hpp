@@ -23,11 +23,12 @@ struct Sum {
     return a + b;
   }
 };
-/// For finite and infinite numbers; which NaN wins is not fixed.
+/// A NaN may win or lose: who needs to see it looks for it.
 struct Maximum {
   template <class T>
   EMPRL_HD static constexpr T identity() {
-    return -std::numeric_limits<T>::infinity();
+    return std::numeric_limits<T>::has_infinity ? -std::numeric_limits<T>::infinity()
+                                                : std::numeric_limits<T>::lowest();
   }
   template <class T>
   EMPRL_HD constexpr T operator()(T a, T b) const {

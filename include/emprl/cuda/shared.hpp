@@ -136,6 +136,11 @@ class SharedElement {
   SharedElement(SharedElement const&) = delete;
 
   operator T() const&& { return load(); }
+  /// A 16-bit number as a float.
+  template <class U>
+  requires(std::is_class_v<T>&& std::is_arithmetic_v<U>) explicit operator U() const&& {
+    return static_cast<U>(load());
+  }
   void operator=(SharedElement&& other) && { store(other.load()); }
   void operator=(T const& value) && { store(value); }
   void operator+=(T const& value) && requires std::is_arithmetic_v<T> {
