@@ -19,21 +19,19 @@
 //   * races on shared memory: two threads at one element, one of them writing, and no barrier
 //     between them (within a warp sync_warp is enough; shuffles order nothing, as in CUDA's guide;
 //     atomics do not race with each other)
-//   * reads of shared memory that nobody has written in this block; it holds NaN (all bits set)
-//   when
-//     a block starts, and that may be allowed (Options) to see that NaN reaches the output
+//   * reads of shared memory that nobody has written in this block. It starts as NaN (all bits
+//     set); Options may allow the read, to see that NaN reaches the output
 //   * indices outside a shared array or a part of it, and misaligned vector accesses
 //   * touching the target of cp.async before its wait_copies; reading what another thread copied
 //     without a barrier after its wait
 //   * launches that no device takes
-// Under AddressSanitizer also overruns of buffers in global memory, under
-// UndefinedBehaviorSanitizer what that finds. Results are those of the kernel's own arithmetic.
+// Under AddressSanitizer also overruns of buffers in global memory. The fibers are announced to it,
+// and it names the kernel. Results are those of the kernel's own arithmetic.
 //
 // What it cannot find:
 //   * anything about speed: occupancy, bank conflicts, coalescing, registers; launch bounds, and
 //     devices whose blocks have less than the 227 KB of shared memory of sm_90
-//   * races in global memory and between blocks: blocks do not overlap, so a kernel in which a
-//   block
+//   * races in global memory and between blocks: blocks do not overlap. A kernel in which a block
 //     waits for another never ends, nor does a thread that polls a flag of its own block
 //   * the memory model beyond barriers: fences, volatile, acquire and release, the async proxy
 //   * the last bits of tensor cores and of approximate instructions
