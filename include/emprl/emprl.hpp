@@ -8,6 +8,7 @@
 #include "emprl/core/config.hpp"
 #include "emprl/core/device.hpp"
 #include "emprl/core/error.hpp"
+#include "emprl/core/half.hpp"
 #include "emprl/core/parallel.hpp"
 #include "emprl/core/ragged.hpp"
 #include "emprl/core/rng.hpp"

@@ -35,6 +35,13 @@ class IoError : public Error {
   using Error::Error;
 };
 
+/// A CUDA call or kernel launch that failed; the message names the call and carries CUDA's own
+/// words.
+class CudaError : public Error {
+ public:
+  using Error::Error;
+};
+
 /// A line of source code. std::source_location would do, but clang 14 cannot compile libstdc++'s;
 /// the builtins beneath it are common to g++, clang++ and nvcc.
 struct SourceLocation {
