@@ -156,7 +156,7 @@ class T5ActorCritic {
   using Scalar = T;
 
   struct Context {
-    std::unique_ptr<ArenaScope> scope;  // releases what forward kept
+    std::unique_ptr<ArenaScope<>> scope;  // releases what forward kept
     typename t5::Model<T, Cpu>::Context model;
     typename nn::ValueHead<T, Cpu>::Context value;
     TensorView<T, 2, Cpu> hidden, logits;
@@ -183,7 +183,7 @@ class T5ActorCritic {
   void forward(rl::TokenBatch const& batch, std::span<T> logp, std::span<T> values,
                Context& context) {
     context.scope.reset();
-    context.scope = std::make_unique<ArenaScope>(dev_.saved);
+    context.scope = std::make_unique<ArenaScope<>>(dev_.saved);
     index_t const n = batch.tokens();
     context.hidden = dev_.saved.template allocate<T, 2>({n, generator_.config().d_model});
     context.logits = dev_.saved.template allocate<T, 2>({n, generator_.config().vocab_size});
