@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -203,6 +204,31 @@ TEST_CASE("objective: a kernel's sums are the same bits in every schedule", "[cu
     if (first.empty()) first = sums;
     CHECK(sums == first);
   });
+}
+
+TEST_CASE("objective: a mini-batch is skipped on the GPU exactly if its mean ratio is above",
+          "[cuda][objective]") {
+  Cuda dev;
+  index_t const n = 257;
+  auto const run = [&](double tokens, double ratio) {
+    ObjectiveSums given;
+    given.tokens = tokens;
+    given.ratio = ratio;
+    DeviceArray<ObjectiveSums> sums(std::vector<ObjectiveSums>{given});
+    DeviceArray<float> dlogp(std::vector<float>(static_cast<std::size_t>(n), 1.0f));
+    DeviceArray<float> dvalue(std::vector<float>(static_cast<std::size_t>(n), 1.0f));
+    DeviceArray<float> dentropy(std::vector<float>(static_cast<std::size_t>(n), 1.0f));
+    skip_above_ratio(dev, as_vector(sums, 1), 10.0, as_vector(dlogp, n), as_vector(dvalue, n),
+                     as_vector(dentropy, n));
+    CHECK(dvalue.values() == dlogp.values());
+    CHECK(dentropy.values() == dlogp.values());
+    auto const all = dlogp.values();
+    CHECK(std::count(all.begin(), all.end(), all[0]) == n);
+    return all[0];
+  };
+  CHECK(run(4, 41) == 0.0f);
+  CHECK(run(4, 40) == 1.0f);
+  CHECK(run(0, 0) == 1.0f);
 }
 
 TEST_CASE("objective: on the GPU, extents that disagree are named", "[cuda][objective]") {

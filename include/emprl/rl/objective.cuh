@@ -190,6 +190,19 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(objective_threads)
   if (cuda::thread_rank() == 0) sums[0] = part.to_sums();
 }
 
+/// PRECOND: `dentropy` null or n elements
+EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(objective_threads)
+    skip_above_ratio_kernel(ObjectiveSums const* sums, double threshold, float* dlogp,
+                            float* dvalue, float* dentropy, index_t n) {
+  double const tokens = sums->tokens;
+  double const mean = tokens > 0.0 ? sums->ratio / tokens : 1.0;
+  index_t const t = cuda::global_thread_x();
+  if (!(mean > threshold) || t >= n) return;
+  dlogp[t] = 0.0f;
+  dvalue[t] = 0.0f;
+  if (dentropy != nullptr) dentropy[t] = 0.0f;
+}
+
 }  // namespace detail
 
 /// Evaluates the objective at every token and differentiates it by log-probability, value and, if
@@ -247,6 +260,28 @@ void evaluate_objective(Cuda& dev, TensorView<ObjectiveSums, 1, Cuda> sums, O co
   cuda::launch<detail::join_objective_kernel>(
       dev.stream, {.grid = {1}, .block = {detail::objective_threads}}, sums.data(),
       static_cast<ObjectiveSums const*>(partial.data()), index_t{blocks});
+}
+
+/// Sets a mini-batch's gradients to 0 if its mean ratio is above the threshold, as update_policy
+/// does, without asking the host. The sums stay: who reads them later counts what was skipped.
+/// @param sums  (1), from evaluate_objective      @param dlogp, dvalue (tokens)
+/// @param dentropy (tokens), or empty
+/// @throws ShapeError if extents disagree
+inline void skip_above_ratio(Cuda& dev, TensorView<ObjectiveSums const, 1, Cuda> sums,
+                             double threshold, TensorView<float, 1, Cuda> dlogp,
+                             TensorView<float, 1, Cuda> dvalue,
+                             TensorView<float, 1, Cuda> dentropy = {}) {
+  index_t const n = dlogp.extent(0);
+  expects(
+      sums.extent(0) == 1 && dvalue.extent(0) == n && (dentropy.empty() || dentropy.extent(0) == n),
+      "skip_above_ratio: one sum, and as many gradients of each kind");
+  if (n == 0) return;
+  cuda::launch<detail::skip_above_ratio_kernel>(
+      dev.stream,
+      {.grid = {cuda::blocks_for(n, detail::objective_threads)},
+       .block = {detail::objective_threads}},
+      sums.data(), threshold, dlogp.data(), dvalue.data(),
+      dentropy.empty() ? nullptr : dentropy.data(), n);
 }
 
 }  // namespace emprl::rl
