@@ -17,8 +17,24 @@
 
 namespace emprl {
 
-/// Host memory in blocks that never move, so that views stay valid while the arena grows.
-class Arena {
+/// Where an arena of host memory gets its blocks.
+struct HostMemory {
+  static void* allocate(std::size_t bytes) {
+    return ::operator new (bytes, std::align_val_t{detail::buffer_alignment});
+  }
+  static void release(void* p) noexcept {
+    ::operator delete (p, std::align_val_t{detail::buffer_alignment});
+  }
+  /// All bits set is a quiet NaN in every IEEE format.
+  static void poison(void* p, std::size_t bytes) { std::memset(p, 0xff, bytes); }
+  /// Allocations begin at multiples of it.
+  static constexpr std::size_t alignment = detail::buffer_alignment;
+};
+
+/// Memory of device D in blocks that never move, so that views stay valid while the arena grows.
+/// Memory says where the blocks come from.
+template <class D, class Memory>
+class BasicArena {
  public:
   /// A position to rewind to.
   struct Mark {
@@ -26,12 +42,12 @@ class Arena {
     std::size_t used = 0;
   };
 
-  explicit Arena(std::size_t block_bytes = std::size_t{1} << 24) : block_bytes_(block_bytes) {}
+  explicit BasicArena(std::size_t block_bytes = std::size_t{1} << 24) : block_bytes_(block_bytes) {}
 
   /// An uninitialised dense tensor that lives until the arena is rewound past it.
   /// @throws ShapeError if the extents are negative or too large
   template <class T, int Rank>
-  TensorView<T, Rank, Cpu> allocate(std::array<index_t, Rank> extents) {
+  TensorView<T, Rank, D> allocate(std::array<index_t, Rank> extents) {
     index_t const n = checked_size(extents, sizeof(T));
     auto* const p = static_cast<T*>(allocate_bytes(static_cast<std::size_t>(n) * sizeof(T)));
     return {p, extents};
@@ -58,14 +74,17 @@ class Arena {
   }
 
  private:
+  struct Release {
+    void operator()(std::byte* p) const noexcept { Memory::release(p); }
+  };
   struct Block {
-    std::unique_ptr<std::byte, detail::AlignedDelete> memory;
+    std::unique_ptr<std::byte, Release> memory;
     std::size_t size = 0;
     std::size_t used = 0;
   };
 
   void* allocate_bytes(std::size_t bytes) {
-    constexpr std::size_t a = detail::buffer_alignment;
+    constexpr std::size_t a = Memory::alignment;
     bytes = (std::max<std::size_t>(bytes, 1) + a - 1) / a * a;
     while (current_ < blocks_.size() && blocks_[current_].size - blocks_[current_].used < bytes) {
       ++current_;
@@ -74,14 +93,13 @@ class Arena {
     if (current_ == blocks_.size()) {
       Block block;
       block.size = std::max(bytes, block_bytes_);
-      block.memory.reset(static_cast<std::byte*>(::operator new (block.size, std::align_val_t{a})));
+      block.memory.reset(static_cast<std::byte*>(Memory::allocate(block.size)));
       blocks_.push_back(std::move(block));
     }
     Block& block = blocks_[current_];
     std::byte* const p = block.memory.get() + block.used;
     block.used += bytes;
-    // All bits set is a quiet NaN in every IEEE format.
-    if (poison_) std::memset(p, 0xff, bytes);
+    if (poison_) Memory::poison(p, bytes);
     return p;
   }
 
@@ -91,17 +109,21 @@ class Arena {
   bool poison_ = false;
 };
 
+/// Host memory for the activations of a pass.
+using Arena = BasicArena<Cpu, HostMemory>;
+
 /// Rewinds an arena at the end of a scope.
+template <class A = Arena>
 class ArenaScope {
  public:
-  explicit ArenaScope(Arena& arena) : arena_(arena), mark_(arena.mark()) {}
+  explicit ArenaScope(A& arena) : arena_(arena), mark_(arena.mark()) {}
   ~ArenaScope() { arena_.rewind(mark_); }
   ArenaScope(ArenaScope const&) = delete;
   ArenaScope& operator=(ArenaScope const&) = delete;
 
  private:
-  Arena& arena_;
-  Arena::Mark mark_;
+  A& arena_;
+  typename A::Mark mark_;
 };
 
 }  // namespace emprl

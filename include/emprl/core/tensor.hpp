@@ -21,6 +21,7 @@
 namespace emprl {
 
 struct Cpu;
+struct Cuda;
 
 /// A row-major view of `Rank` dimensions. The last dimension is dense; the others have strides, so
 /// that a slice of columns (the query part of a fused query-key-value projection, say) is a view

@@ -158,7 +158,7 @@ class T5Policy {
   using In = std::span<T const>;
 
   struct Context {
-    std::unique_ptr<ArenaScope> scope;  // releases what forward kept
+    std::unique_ptr<ArenaScope<>> scope;  // releases what forward kept
     typename t5::Model<T, Cpu>::Context model;
     TensorView<T, 2, Cpu> hidden, logits;
     TensorView<T, 1, Cpu> lse, entropy;
@@ -177,7 +177,7 @@ class T5Policy {
 
   void forward(rl::TokenBatch const& batch, std::span<T> logp, Context& context) {
     context.scope.reset();
-    context.scope = std::make_unique<ArenaScope>(dev_.saved);
+    context.scope = std::make_unique<ArenaScope<>>(dev_.saved);
     index_t const n = batch.tokens();
     context.hidden = dev_.saved.template allocate<T, 2>({n, generator_.config().d_model});
     context.logits = dev_.saved.template allocate<T, 2>({n, generator_.config().vocab_size});

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The GPU as an execution context: where an op's work is ordered, and its working memory.
+
+#include "emprl/core/arena.hpp"
+#include "emprl/core/device.hpp"
+#include "emprl/cuda/memory.cuh"
+
+namespace emprl {
+
+/// Device memory for the activations of a pass. Rewinding does not wait: memory is used again by
+/// later work on the same stream only.
+using DeviceArena = BasicArena<Cuda, cuda::DeviceMemory>;
+
+/// One GPU and one stream on it. Ops order their work on the stream and never synchronise; who
+/// reads a result on the host calls synchronize(). One context serves one thread of control at a
+/// time. Never the default stream: it would wait for everybody else's work.
+struct Cuda {
+  cuda::StreamHandle stream = nullptr;
+  /// Activations kept for a backward pass. Whoever starts a training pass opens the scope that
+  /// releases them.
+  DeviceArena saved;
+  /// Temporaries of one op or layer; released when it returns.
+  DeviceArena scratch;
+
+  /// @throws CudaError if there is no GPU, or none that the driver can use
+  Cuda() {
+#if defined(__CUDACC__)
+    cuda::cuda_try(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "starting CUDA");
+#endif
+  }
+  Cuda(Cuda const&) = delete;
+  Cuda& operator=(Cuda const&) = delete;
+  ~Cuda() {
+#if defined(__CUDACC__)
+    static_cast<void>(cudaStreamDestroy(stream));
+#endif
+  }
+
+  /// Waits until everything ordered so far is done. @throws CudaError if a kernel has failed
+  void synchronize() {
+    cuda::synchronize(stream);
+  }
+};
+
+static_assert(Device<Cuda>);
+
+}  // namespace emprl
