@@ -35,6 +35,8 @@ class DeviceArray {
     emprl::cuda::cuda_try(cudaMalloc(&data_, bytes()), "cudaMalloc");
     emprl::cuda::cuda_try(cudaMemcpy(data_, values.data(), bytes(), cudaMemcpyHostToDevice),
                           "copying to the device");
+    // A stream of one's own does not wait for the default stream's copies.
+    emprl::cuda::cuda_try(cudaDeviceSynchronize(), "copying to the device");
   }
   DeviceArray(DeviceArray const&) = delete;
   DeviceArray& operator=(DeviceArray const&) = delete;
@@ -50,6 +52,7 @@ class DeviceArray {
   /// @throws CudaError if one of them failed
   std::vector<T> values() const {
     std::vector<T> result(size_);
+    emprl::cuda::cuda_try(cudaDeviceSynchronize(), "waiting for kernels");
     emprl::cuda::cuda_try(cudaMemcpy(result.data(), data_, bytes(), cudaMemcpyDeviceToHost),
                           "copying from the device");
     return result;

@@ -16,6 +16,10 @@
 #include "emprl/core/error.hpp"
 
 #if defined(__CUDACC__)
+#if !defined(__CUDACC_RELAXED_CONSTEXPR__)
+// Without it nvcc warns and then compiles calls of constexpr host functions in kernels to nothing.
+#error "emprl's kernels need nvcc's option --expt-relaxed-constexpr"
+#endif
 /// A kernel. It has internal linkage: every translation unit launches its own copy.
 #define EMPRL_KERNEL [[maybe_unused]] static __global__ void
 /// Code that runs on the device only. A function that synchronises takes a Site as last argument

@@ -137,7 +137,13 @@ struct Dual {
   /// itself, since the other factor might be infinite or NaN; a derivative that is 0 here may
   /// therefore be NaN in a build without optimisation, but only beside a value or another
   /// derivative that is not finite in any build.
-  EMPRL_HD static constexpr bool known_zero(T x) { return __builtin_constant_p(x) && x == T(0); }
+  EMPRL_HD static constexpr bool known_zero([[maybe_unused]] T x) {
+#if defined(__CUDA_ARCH__)
+    return false;  // nvcc does not take the question in device code
+#else
+    return __builtin_constant_p(x) && x == T(0);
+#endif
+  }
 
   EMPRL_HD static constexpr Dual chain(T value, T da, Dual const& a) {
     Dual y(value);

@@ -116,13 +116,13 @@ namespace detail {
 template <Objective O>
 class Inside {
  public:
-  double policy(double logp, TokenContext const& t) const requires ItemisedObjective<O> {
+  EMPRL_HD double policy(double logp, TokenContext const& t) const requires ItemisedObjective<O> {
     return objective().policy(logp, t);
   }
-  double value(double v, TokenContext const& t) const requires ItemisedObjective<O> {
+  EMPRL_HD double value(double v, TokenContext const& t) const requires ItemisedObjective<O> {
     return objective().value(v, t);
   }
-  bool clipped(double logp, TokenContext const& t) const requires ItemisedObjective<O> {
+  EMPRL_HD bool clipped(double logp, TokenContext const& t) const requires ItemisedObjective<O> {
     return objective().clipped(logp, t);
   }
   void validate() const requires requires(O const& o) { o.validate(); }
@@ -130,7 +130,7 @@ class Inside {
 
  protected:
   explicit Inside(O objective) : objective_(std::move(objective)) {}
-  O const& objective() const { return objective_; }
+  EMPRL_HD O const& objective() const { return objective_; }
 
  private:
   O objective_;
@@ -139,12 +139,12 @@ class Inside {
 }  // namespace detail
 
 /// Another objective with a KL penalty added to each token's loss: objective + coefficient *
-/// kl(logp, reference_logp). Its terms are reported as the objective's own. Refers to both.
+/// kl(logp, reference_logp). Its terms are reported as the objective's own.
 template <Objective O, KlEstimator K>
-class WithKlPenalty : public detail::Inside<O const&> {
+class WithKlPenalty : public detail::Inside<O> {
  public:
-  WithKlPenalty(O const& objective, K const& kl, double coefficient)
-      : detail::Inside<O const&>(objective), kl_(kl), coefficient_(coefficient) {}
+  WithKlPenalty(O objective, K kl, double coefficient)
+      : detail::Inside<O>(std::move(objective)), kl_(std::move(kl)), coefficient_(coefficient) {}
 
   template <class S>
   EMPRL_HD S operator()(S const& logp, S const& v, TokenContext const& t) const
@@ -163,7 +163,7 @@ class WithKlPenalty : public detail::Inside<O const&> {
     return S(coefficient_) * S(kl_(logp, S(t.reference_logp)));
   }
 
-  K const& kl_;
+  K kl_;
   double coefficient_;
 };
 
