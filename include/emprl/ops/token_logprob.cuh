@@ -16,7 +16,7 @@ namespace emprl {
 
 namespace detail {
 
-/// Eight blocks of it fill a multiprocessor: a thousand rows are one wave of an H100.
+/// Small enough that many rows are under way on a multiprocessor at a time.
 inline constexpr int token_logprob_threads = 256;
 
 /// PRECOND: a block a row, token_logprob_threads of it
