@@ -106,7 +106,12 @@ void compare(Cuda& dev, Agreement& agreement, std::size_t rows, std::size_t voca
     RngAddress const at{seed, Stream::sample, step, first_row + static_cast<std::uint32_t>(r),
                         static_cast<std::uint32_t>(generated[r])};
     std::span<float const> const row(logits.data() + r * vocabulary, vocabulary);
-    auto const expected = gen::sample_token(row, config, generated[r], at, workspace);
+    std::int32_t expected = gen::sample_exhausted;
+    try {
+      expected = gen::sample_token(row, config, generated[r], at, workspace);
+    } catch (Error const&) {
+      // A vocabulary of one token that is barred.
+    }
     ++agreement.rows;
     if (drawn.token[r] == expected) continue;
     ++agreement.different;
@@ -144,14 +149,14 @@ TEST_CASE("sampling on the GPU: the CPU's draw, in small vocabularies", "[cuda][
   dev.scratch.poison(true);
   Agreement agreement;
   support::for_each_schedule(2, [&] {
-    for (std::size_t const vocabulary : {7, 31, 33, 97, 257, 1031}) {
+    for (std::size_t const vocabulary : {1, 2, 31, 33, 97, 257, 1031}) {
       for (SamplingConfig const& config : many_configs()) {
-        compare(dev, agreement, vocabulary > 300 ? 8 : 24, vocabulary, 2.0, config);
+        compare(dev, agreement, vocabulary > 300 ? 4 : 12, vocabulary, 2.0, config);
       }
     }
   });
   INFO(agreement.different << " of " << agreement.rows << " rows differ");
-  CHECK(agreement.rows > 2000);
+  CHECK(agreement.rows > 1500);
   CHECK(agreement.different * 1000 <= agreement.rows);
 }
 
@@ -163,12 +168,12 @@ TEST_CASE("sampling on the GPU: the CPU's draw, in vocabularies that no list hol
     for (SamplingConfig const& config : many_configs()) {
       // At scale 6 a nucleus is small, at 0.5 it is most of the vocabulary.
       for (double const scale : {0.5, 2.0, 6.0}) {
-        compare(dev, agreement, vocabulary > 10000 ? 3 : 12, vocabulary, scale, config);
+        compare(dev, agreement, vocabulary > 10000 ? 2 : 8, vocabulary, scale, config);
       }
     }
   }
   INFO(agreement.different << " of " << agreement.rows << " rows differ");
-  CHECK(agreement.rows > 800);
+  CHECK(agreement.rows > 500);
   CHECK(agreement.different * 1000 <= agreement.rows);
 }
 

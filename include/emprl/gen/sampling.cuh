@@ -26,7 +26,6 @@
 #include "emprl/cuda/context.cuh"
 #include "emprl/cuda/row.hpp"
 #include "emprl/gen/sampling.hpp"
-#include "emprl/ops/view.hpp"
 
 namespace emprl::gen {
 
@@ -189,13 +188,13 @@ EMPRL_HD inline int power_of_two(int n) {
   return p;
 }
 
-/// One row while it is sampled from; the same in every thread of the block.
+/// One row while it is sampled from; but for `my_key` the same in every thread of the block.
 struct SampleRow {
   float const* x;
   int n;
-  std::uint32_t top;  ///< key of the largest
+  std::uint32_t top;     ///< key of the largest
+  std::uint32_t my_key;  ///< key of the largest that this thread has read
   double inverse_temperature;
-  double random;
   int top_k;  ///< 0 for all
   double top_p;
 
@@ -204,6 +203,7 @@ struct SampleRow {
   cuda::Shared<double> weights;      // sample_list
   cuda::Shared<int> notes;           // 2
   cuda::Shared<double> chunks;       // a warp each, and one more
+  cuda::Shared<double> random;       // 1
 
   EMPRL_DEVICE bool nucleus() const { return top_p < 1.0; }
 
@@ -261,15 +261,8 @@ struct SampleRow {
     if (n <= sample_list) return gather(lowest_key);
     if (wanted > sample_list || wanted == 0) return 0;
     if (wanted <= threads / 4) {
-      std::uint32_t mine = 0;
-      cuda::for_each_in_row(x, n, [&](int, auto const& part) {
-        for (float const value : part.x) {
-          std::uint32_t const key = ordered_key(value);
-          mine = key > mine ? key : mine;
-        }
-      });
       auto const maxima_above = [&](std::uint32_t key) {
-        return cuda::block_sum(mine >= key ? 1 : 0,
+        return cuda::block_sum(my_key >= key ? 1 : 0,
                                scratch.part(0, cuda::warp_size).template as<int>());
       };
       auto const threshold = bisect_keys(lowest_key, top, wanted, 2 * wanted, maxima_above);
@@ -362,7 +355,7 @@ struct SampleRow {
     sort_list(kept);
     double const total =
         weigh_list(kept, [](std::uint64_t element) { return static_cast<std::uint32_t>(element); });
-    double const goal = random * total;
+    double const goal = random[0] * total;
     auto const drawn = list_crossing(kept, [&](double sum) { return sum > goal; });
     std::uint64_t const element = list[drawn.at];
     return static_cast<int>(element >> 32);
@@ -437,7 +430,7 @@ struct SampleRow {
       for (int i = cuda::thread_rank(); i < n; i += cuda::block_size().x) sum += kept_weight(i);
       total = cuda::block_sum(sum, scratch.template as<double>());
     }
-    double const goal = random * total;
+    double const goal = random[0] * total;
     return row_crossing(kept_weight, [&](double sum) { return sum > goal; });
   }
 
@@ -462,6 +455,8 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(sample_threads) sample_tokens_kernel(SampleArgu
   EMPRL_SHARED(double, weights, sample_list);
   EMPRL_SHARED(int, notes, 2);
   EMPRL_SHARED(double, chunks, cuda::warp_size + 1);
+  EMPRL_SHARED(double, random, 1);
+  EMPRL_SHARED(float, raw, 2);
   int const r = cuda::block_index().x;
   int const n = in.columns;
   index_t const generated = in.generated[r];
@@ -478,6 +473,15 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(sample_threads) sample_tokens_kernel(SampleArgu
   sums = cuda::block_softmax_sums(sums, floats);
   bool const diverged = cuda::block_sum(unsound, floats.as<int>()) > 0;
 
+  // What is not needed by all waits in shared memory: registers are scarce in a block of 1024.
+  if (cuda::thread_rank() == 0) {
+    raw[0] = sums.most;
+    raw[1] = sums.log_sum();
+    random[0] = uniform(RngAddress{in.seed, Stream::sample, in.step, in.row_ids[r],
+                                   static_cast<std::uint32_t>(generated)});
+    if (in.lse != nullptr) in.lse[r] = sums.log_sum_exp();
+    if (in.entropy != nullptr) in.entropy[r] = sums.entropy();
+  }
   // Every thread has read the row. What is barred leaves it, so that nothing below need know.
   if (cuda::thread_rank() == 0 && generated + 1 < in.min_new_tokens && in.eos < n) {
     x[in.eos] = -infinity;
@@ -512,21 +516,21 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(sample_threads) sample_tokens_kernel(SampleArgu
   } else if (top < lowest_key) {
     token = sample_exhausted;
   } else if (!in.greedy) {
-    RngAddress const at{in.seed, Stream::sample, in.step, in.row_ids[r],
-                        static_cast<std::uint32_t>(generated)};
-    SampleRow const row{x,           n,        top,      in.inverse_temperature,
-                        uniform(at), in.top_k, in.top_p, scratch,
-                        list,        weights,  notes,    chunks};
+    SampleRow const row{x,        n,        top,     key,  in.inverse_temperature,
+                        in.top_k, in.top_p, scratch, list, weights,
+                        notes,    chunks,   random};
     token = row.draw();
   }
   if (cuda::thread_rank() != 0) return;
   in.token[r] = token;
-  if (in.lse != nullptr) in.lse[r] = sums.log_sum_exp();
-  if (in.entropy != nullptr) in.entropy[r] = sums.entropy();
-  if (in.logp != nullptr) {
-    in.logp[r] = token < 0 ? std::numeric_limits<float>::quiet_NaN()
-                           : (x[token] - sums.most) - sums.log_sum();
+  if (in.logp == nullptr) return;
+  float logp = std::numeric_limits<float>::quiet_NaN();
+  if (token >= 0) {
+    float const most = raw[0];
+    float const log_sum = raw[1];
+    logp = (x[token] - most) - log_sum;
   }
+  in.logp[r] = logp;
 }
 
 }  // namespace detail
