@@ -21,6 +21,9 @@ namespace {
 
 constexpr std::uint64_t seed = 5;
 constexpr std::uint32_t step = 3;
+constexpr std::size_t small[] = {1, 2, 31, 33, 97, 257, 1031};
+/// 2048 logits fit in the list.
+constexpr std::size_t large[] = {2049, 3001, 32128};
 
 struct Drawn {
   std::vector<std::int32_t> token;
@@ -149,7 +152,7 @@ TEST_CASE("sampling on the GPU: the CPU's draw, in small vocabularies", "[cuda][
   dev.scratch.poison(true);
   Agreement agreement;
   support::for_each_schedule(2, [&] {
-    for (std::size_t const vocabulary : {1, 2, 31, 33, 97, 257, 1031}) {
+    for (std::size_t const vocabulary : small) {
       for (SamplingConfig const& config : many_configs()) {
         compare(dev, agreement, vocabulary > 300 ? 4 : 12, vocabulary, 2.0, config);
       }
@@ -164,7 +167,7 @@ TEST_CASE("sampling on the GPU: the CPU's draw, in vocabularies that no list hol
           "[cuda][sampling][unit]") {
   Cuda dev;
   Agreement agreement;
-  for (std::size_t const vocabulary : {2049, 3001, 32128}) {
+  for (std::size_t const vocabulary : large) {
     for (SamplingConfig const& config : many_configs()) {
       // At scale 6 a nucleus is small, at 0.5 it is most of the vocabulary.
       for (double const scale : {0.5, 2.0, 6.0}) {
