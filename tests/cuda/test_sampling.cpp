@@ -24,6 +24,7 @@ constexpr std::uint32_t step = 3;
 constexpr std::size_t small[] = {1, 2, 31, 33, 97, 257, 1031};
 /// 2048 logits fit in the list.
 constexpr std::size_t large[] = {2049, 3001, 32128};
+constexpr std::size_t equal[] = {2, 1000, 5000, 5001};
 
 struct Drawn {
   std::vector<std::int32_t> token;
@@ -191,25 +192,30 @@ TEST_CASE("sampling on the GPU: a thousand draws of EmpRL's settings from T5's v
   CHECK(agreement.different * 1000 <= agreement.rows);
 }
 
-TEST_CASE("sampling on the GPU: rows of equal logits, more than a list holds",
-          "[cuda][sampling][unit]") {
+TEST_CASE(
+    "sampling on the GPU: of equal logits all tie with the k-th, and a nucleus keeps the lowest "
+    "ids",
+    "[cuda][sampling][unit]") {
   Cuda dev;
-  constexpr std::size_t vocabulary = 5001;
-  constexpr std::size_t rows = 20;
-  std::vector<float> const logits(rows * vocabulary, -3.0f);
-  for (bool const nucleus : {false, true}) {
-    SamplingConfig config;
-    config.min_new_tokens = 0;
-    if (nucleus) {
-      config.top_p = 0.5;
-    } else {
-      config.top_k = 5;  // they all tie with the fifth
-    }
-    auto const drawn = sample(dev, logits, vocabulary, config, std::vector<index_t>(rows, 2));
-    for (std::size_t r = 0; r < rows; ++r) {
-      RngAddress const at{seed, Stream::sample, step, static_cast<std::uint32_t>(r), 2};
-      double const kept = nucleus ? 2501 : 5001;  // 2501 is the first number that reaches a half
-      CHECK(drawn.token[r] == static_cast<std::int32_t>(uniform(at) * kept));
+  constexpr std::size_t rows = 12;
+  // In a list, and more than one holds. Half of an even number is reached exactly.
+  for (std::size_t const vocabulary : equal) {
+    std::vector<float> const logits(rows * vocabulary, -3.0f);
+    for (bool const nucleus : {false, true}) {
+      SamplingConfig config;
+      config.min_new_tokens = 0;
+      if (nucleus) {
+        config.top_p = 0.5;
+      } else {
+        config.top_k = 5;
+      }
+      auto const drawn = sample(dev, logits, static_cast<index_t>(vocabulary), config,
+                                std::vector<index_t>(rows, 2));
+      for (std::size_t r = 0; r < rows; ++r) {
+        RngAddress const at{seed, Stream::sample, step, static_cast<std::uint32_t>(r), 2};
+        auto const kept = static_cast<double>(nucleus ? (vocabulary + 1) / 2 : vocabulary);
+        CHECK(drawn.token[r] == static_cast<std::int32_t>(uniform(at) * kept));
+      }
     }
   }
 }
