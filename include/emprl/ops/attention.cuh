@@ -438,6 +438,9 @@ EMPRL_DEVICE void each_attention_tile(int begin, int end, Copy copy, Compute com
     cuda::sync_threads();
     after(tile);
   }
+  // Without a tile nobody has waited for what rests in the block.
+  cuda::commit_copies();
+  cuda::wait_copies<0>();
 }
 
 /// o and lse of the queries of one tile, in one head of one row.
@@ -819,8 +822,6 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(attention_threads, 2)
   each_attention_tile<stages>(first_query / attention_tile,
                               (row.queries + attention_tile - 1) / attention_tile, copy, compute,
                               [](int) {});
-  // Without queries in the loop the copies of k and v are still under way.
-  cuda::wait_copies<0>();
 
   index_t const width = index_t{call.heads} * Dh;
   EMPRL_UNROLL
