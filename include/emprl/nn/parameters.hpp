@@ -31,7 +31,7 @@ struct ParameterInfo {
 
 /// The flat memory and the views into it. P is the struct of views; Config is what its `visit`
 /// needs to know the shapes.
-template <class P, Scalar T, Device D>
+template <class P, Element T, Device D>
 class ParameterStore {
  public:
   ParameterStore() = default;
