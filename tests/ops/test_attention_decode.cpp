@@ -141,3 +141,70 @@ TEST_CASE("attention_decode: inputs that do not fit throw", "[ops][attention_dec
   bad.begin = {d.begin.data(), {2}};
   CHECK_THROWS_AS(run(bad, 2, bias.view()), ShapeError);
 }
+
+TEST_CASE("attention_decode: a bias by distance ends at the newest key of each row",
+          "[ops][attention_decode][unit]") {
+  Cpu dev;
+  Data<double> const d(2, 4, 1, true);
+  auto const q = to_tensor(d.q);
+  auto const k = to_tensor(d.k);
+  auto const v = to_tensor(d.v);
+  auto const bias = to_tensor(d.bias);
+  auto const run = [&](index_t row, auto const& table, emprl::DecodeBias columns) {
+    Tensor<double, 2, Cpu> o({1, 8});
+    auto const u = static_cast<std::size_t>(row);
+    emprl::attention_decode<double>(
+        dev, o.view(), q.view().rows(row, row + 1),
+        {k.view(), v.view(), {d.begin.data() + u, {1}}, {d.length.data() + u, {1}}}, 2, table,
+        to_tensor(d.prefix_k), to_tensor(d.prefix_v), columns);
+    return values(o);
+  };
+  for (index_t row = 0; row < 3; ++row) {
+    index_t const n = d.length[static_cast<std::size_t>(row)];
+    CHECK(run(row, bias.view(), emprl::DecodeBias::distance) ==
+          run(row, bias.view().columns(40 - n, 40), emprl::DecodeBias::position));
+  }
+}
+
+TEST_CASE("attention_decode: an appended key is as good as one that was there",
+          "[ops][attention_decode][unit]") {
+  Cpu dev;
+  Data<float> d(2, 4, 1, true);
+  d.length[1] = 0;
+  auto const q = to_tensor(d.q);
+  auto const k = to_tensor(d.k);
+  auto const v = to_tensor(d.v);
+  Tensor<float, 2, Cpu> expected({3, 8});
+  emprl::attention_decode<float>(
+      dev, expected.view(), q, {k.view(), v.view(), {d.begin.data(), {3}}, {d.length.data(), {3}}},
+      2, to_tensor(d.bias), to_tensor(d.prefix_k), to_tensor(d.prefix_v));
+  auto new_k = support::poisoned<float, 2>({3, 8});
+  auto new_v = support::poisoned<float, 2>({3, 8});
+  auto holed_k = to_tensor(d.k);
+  auto holed_v = to_tensor(d.v);
+  for (index_t const a : {0, 2}) {
+    auto const u = static_cast<std::size_t>(a);
+    for (index_t c = 0; c < 8; ++c) {
+      index_t const at = d.begin[u] + d.length[u] - 1;
+      new_k(a, c) = k(at, c);
+      new_v(a, c) = v(at, c);
+      holed_k(at, c) = 0.0f;
+      holed_v(at, c) = 0.0f;
+    }
+  }
+  Tensor<float, 2, Cpu> o({3, 8});
+  emprl::GrowingKeys<float, Cpu> cache{
+      holed_k.view(), holed_v.view(), {d.begin.data(), {3}}, {d.length.data(), {3}}};
+  auto const append = [&] {
+    emprl::attention_decode_append<float>(dev, o.view(), q, new_k, new_v, cache, 2,
+                                          to_tensor(d.bias), to_tensor(d.prefix_k),
+                                          to_tensor(d.prefix_v));
+  };
+  append();
+  CHECK(values(o) == values(expected));
+  CHECK(values(holed_k) == values(k));
+  CHECK(values(holed_v) == values(v));
+  std::vector<index_t> const outside{60, 0, 99};
+  cache.begin = {outside.data(), {3}};
+  CHECK_THROWS_AS(append(), ShapeError);
+}

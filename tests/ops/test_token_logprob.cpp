@@ -155,6 +155,46 @@ TEST_CASE("token_logprob: backward matches central differences", "[ops][token_lo
   support::check_gradients(f, {{"logits", logits.span(), values(dlogits)}});
 }
 
+TEST_CASE("token_logprob: backward of log-probability and entropy matches central differences",
+          "[ops][token_logprob][grad]") {
+  Cpu dev;
+  for (double const at : {0.0, 1.0}) {
+    auto logits = to_tensor(random_matrix<double>(5, 21, 1, 2.0));
+    auto const targets = some_targets(5, 21);
+    auto weight = to_tensor(support::random_values<double>(5, 2));
+    for (index_t i = 0; i < 5; ++i) weight(i) *= at;  // 0: the entropy's gradient alone
+    auto entropy_weight = to_tensor(support::random_values<double>(5, 3));
+    entropy_weight(4) = 0;
+    Tensor<double, 1, Cpu> logp({5});
+    Tensor<double, 1, Cpu> lse({5});
+    Tensor<double, 1, Cpu> entropy({5});
+    auto const f = [&] {
+      emprl::token_logprob_forward<double>(dev, logp.view(), lse, entropy, logits, view(targets));
+      double sum = 0;
+      for (index_t i = 0; i < 5; ++i) sum += logp(i) * weight(i) + entropy(i) * entropy_weight(i);
+      return sum;
+    };
+    f();
+    Tensor<double, 2, Cpu> dlogits({5, 21});
+    std::copy(logits.data(), logits.data() + logits.size(), dlogits.data());
+    emprl::token_logprob_backward<double>(dev, dlogits.view(), weight, lse, view(targets),
+                                          entropy_weight, entropy);
+    support::check_gradients(f, {{"logits", logits.span(), values(dlogits)}});
+  }
+}
+
+TEST_CASE("token_logprob: the entropy of a token that is certain has no gradient, and no NaN",
+          "[ops][token_logprob][unit]") {
+  Cpu dev;
+  Tensor<float, 2, Cpu> logits({1, 9}, 0.0f);
+  logits(0, 3) = 500.0f;  // every other probability underflows to 0
+  std::vector<std::int32_t> const targets{3};
+  Tensor<float, 1, Cpu> logp({1}), lse({1}), entropy({1}), one({1}, 1.0f);
+  emprl::token_logprob_forward<float>(dev, logp.view(), lse, entropy, logits, view(targets));
+  emprl::token_logprob_backward<float>(dev, logits.view(), one, lse, view(targets), one, entropy);
+  for (index_t j = 0; j < 9; ++j) CHECK(logits(0, j) == 0.0f);
+}
+
 TEST_CASE("token_logprob: targets outside the vocabulary and wrong shapes throw",
           "[ops][token_logprob][unit]") {
   Cpu dev;
@@ -181,4 +221,11 @@ TEST_CASE("token_logprob: targets outside the vocabulary and wrong shapes throw"
   CHECK_THROWS_AS(
       emprl::token_logprob_backward<float>(dev, logits.view(), three, lse, view(targets)),
       ShapeError);
+  // An entropy's gradient without the entropy, and one of the wrong length.
+  CHECK_THROWS_AS(
+      emprl::token_logprob_backward<float>(dev, logits.view(), logp, lse, view(targets), logp),
+      ShapeError);
+  CHECK_THROWS_AS(emprl::token_logprob_backward<float>(dev, logits.view(), logp, lse, view(targets),
+                                                       three, three),
+                  ShapeError);
 }

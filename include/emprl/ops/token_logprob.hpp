@@ -83,18 +83,25 @@ void token_logprob_forward(Cpu& dev, Out<T, 1, Cpu> logp, OptionalOut<T, 1, Cpu>
   });
 }
 
-/// dlogits[n,v] = dlogp[n] ([v = target[n]] - softmax(x[n])_v), written over the logits.
+/// Gradient of the logits from those of log-probability and entropy, written over the logits, with
+/// p = softmax(x[n]):
+///   dlogits[n,v] = dlogp[n] ([v = target[n]] - p_v) - dentropy[n] p_v (log p_v + entropy[n])
 /// @param logits (N, V), overwritten with its gradient
 /// @param dlogp (N)
 /// @param lse (N), from the forward pass
+/// @param dentropy, entropy (N), the second from the forward pass; both empty: without that term
 /// @throws ShapeError if extents disagree or a target is not a column
 template <Scalar T>
 void token_logprob_backward(Cpu& dev, Out<T, 2, Cpu> logits, In<T, 1, Cpu> dlogp, In<T, 1, Cpu> lse,
-                            TensorView<std::int32_t const, 1, Cpu> targets) {
+                            TensorView<std::int32_t const, 1, Cpu> targets,
+                            In<T, 1, Cpu> dentropy = {}, In<T, 1, Cpu> entropy = {}) {
   index_t const n = logits.extent(0);
   index_t const v = logits.extent(1);
+  bool const has_entropy = !dentropy.empty();
   expects(dlogp.extent(0) == n && lse.extent(0) == n && targets.extent(0) == n,
           "token_logprob: one gradient and one target for each row of logits");
+  expects((!has_entropy || dentropy.extent(0) == n) && entropy.extent(0) == dentropy.extent(0),
+          "token_logprob: one entropy and its gradient for each row of logits, or neither");
   for (index_t i = 0; i < n; ++i) {
     expects(targets(i) >= 0 && targets(i) < v, "token_logprob: a target is outside the vocabulary");
   }
@@ -103,11 +110,20 @@ void token_logprob_backward(Cpu& dev, Out<T, 2, Cpu> logits, In<T, 1, Cpu> dlogp
       T* const x = logits.row(i);
       T const g = dlogp(i);
       T const log_sum = lse(i);
-      if (g == T(0)) {
+      T const h = has_entropy ? dentropy(i) : T(0);
+      if (g == T(0) && h == T(0)) {
         for (index_t j = 0; j < v; ++j) x[j] = T(0);
         continue;
       }
-      for (index_t j = 0; j < v; ++j) x[j] = -g * exp_branchless(x[j] - log_sum);
+      if (h == T(0)) {
+        for (index_t j = 0; j < v; ++j) x[j] = -g * exp_branchless(x[j] - log_sum);
+      } else {
+        T const constant = g + h * entropy(i);
+        for (index_t j = 0; j < v; ++j) {
+          T const log_p = x[j] - log_sum;
+          x[j] = -exp_branchless(log_p) * (constant + h * log_p);
+        }
+      }
       x[targets(i)] += g;
     }
   });
