@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "emprl/ops/attention_decode.hpp"
-#include "emprl/ops/scatter_rows.hpp"
 #include "emprl/t5/encoder.hpp"
 #include "emprl/t5/kv_cache.hpp"
 
@@ -196,8 +195,8 @@ class Decoder {
     // The newest key stands at distance 0, the oldest at -position.
     auto bias = dev.scratch.template allocate<Accumulator<T>, 2>({config_.num_heads, position + 1});
     relative_bias_forward(dev, bias, p.decoder.relative_bias, -position, buckets());
-    // For each active row where its keys begin, how many there are, and where the new ones go.
-    std::vector<index_t> ranges(5 * rows.size());
+    // For each active row where its own and its context's keys begin, and how many there are.
+    std::vector<index_t> ranges(4 * rows.size());
     for (std::size_t a = 0; a < rows.size(); ++a) {
       index_t const row = rows[a];
       expects(row >= 0 && row < cache.rows, "decoding: a row is not in the cached batch");
@@ -207,7 +206,6 @@ class Decoder {
       to[rows.size()] = position + 1;
       to[2 * rows.size()] = cache.memory_offsets[u];
       to[3 * rows.size()] = cache.memory_offsets[u + 1] - cache.memory_offsets[u];
-      to[4 * rows.size()] = row * cache.capacity + position;
     }
     auto const all_ranges = on_device(dev, dev.scratch, std::span<index_t const>(ranges));
     auto const range = [&](index_t i) { return all_ranges.rows(i * active, (i + 1) * active); };
@@ -223,12 +221,12 @@ class Decoder {
         auto qkv = dev.scratch.template allocate<T, 2>({active, 3 * inner});
         auto mixed = dev.scratch.template allocate<T, 2>({active, inner});
         linear_forward(dev, qkv, n, nn::stacked(attention.q, attention.k, attention.v));
-        scatter_rows(dev, self, qkv.columns(inner, 3 * inner), range(4));
         auto const prefix = Prefixes<T, D>::layer(prefixes.decoder, layer, inner);
-        CachedKeys<T, D> const keys{self.columns(0, inner), self.columns(inner, 2 * inner),
-                                    range(0), range(1)};
-        attention_decode(dev, mixed, qkv.columns(0, inner), keys, config_.num_heads, bias,
-                         prefix.key, prefix.value);
+        GrowingKeys<T, D> const keys{self.columns(0, inner), self.columns(inner, 2 * inner),
+                                     range(0), range(1)};
+        attention_decode_append(dev, mixed, qkv.columns(0, inner), qkv.columns(inner, 2 * inner),
+                                qkv.columns(2 * inner, 3 * inner), keys, config_.num_heads, bias,
+                                prefix.key, prefix.value);
         linear_forward(dev, out, mixed, attention.o);
       });
       norm_.inference(dev, block.cross_norm, x, [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
