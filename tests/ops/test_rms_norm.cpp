@@ -60,6 +60,35 @@ TEMPLATE_TEST_CASE("rms_norm: forward matches the loops", "[ops][rms_norm][unit]
   }
 }
 
+TEST_CASE("add_rms_norm: the sum, and its norm, bit for bit", "[ops][rms_norm][unit]") {
+  Cpu dev(2);
+  for (index_t const n : {0, 1, 97}) {
+    for (index_t const c : {1, 8, 33}) {
+      auto const a = to_tensor(random_matrix<float>(n, c, 1));
+      auto const b = to_tensor(random_matrix<float>(n, c, 2));
+      auto const w = to_tensor(random_values<float>(c, 3));
+      auto sum = support::poisoned<float, 2>({n, c});
+      auto y = support::poisoned<float, 2>({n, c});
+      auto rstd = support::poisoned<float, 1>({n});
+      emprl::add_rms_norm_forward<float>(dev, y.view(), rstd, sum, a, b, w, eps);
+      Tensor<float, 2, Cpu> expected({n, c});
+      for (index_t i = 0; i < n * c; ++i) expected.data()[i] = a.data()[i] + b.data()[i];
+      CHECK(values(sum) == values(expected));
+      auto norm = support::poisoned<float, 2>({n, c});
+      auto expected_rstd = support::poisoned<float, 1>({n});
+      emprl::rms_norm_forward<float>(dev, norm.view(), expected_rstd, expected, w, eps);
+      CHECK(values(y) == values(norm));
+      CHECK(values(rstd) == values(expected_rstd));
+
+      // The sum may take the place of a summand.
+      auto in_place = to_tensor(random_matrix<float>(n, c, 1));
+      emprl::add_rms_norm_forward<float>(dev, y.view(), {}, in_place, in_place, b, w, eps);
+      CHECK(values(in_place) == values(expected));
+      CHECK(values(y) == values(norm));
+    }
+  }
+}
+
 TEMPLATE_TEST_CASE("rms_norm: backward matches the derivatives written out",
                    "[ops][rms_norm][grad]", float, double) {
   using T = TestType;

@@ -29,6 +29,15 @@ T sum_of_squares(T const* x, index_t n) {
   return sum;
 }
 
+/// y[j] = x[j] r weight[j]. @return r = 1 / sqrt(mean(x^2) + eps)
+template <class T>
+T rms_norm_row(T* y, T const* x, T const* weight, index_t n, T eps) {
+  T const mean = sum_of_squares(x, n) / static_cast<T>(n);
+  T const r = T(1) / std::sqrt(mean + eps);
+  for (index_t j = 0; j < n; ++j) y[j] = x[j] * r * weight[j];
+  return r;
+}
+
 }  // namespace detail
 
 /// y[n,c] = x[n,c] rstd[n] weight[c],   rstd[n] = 1 / sqrt(mean_c(x[n,c]^2) + eps)
@@ -44,12 +53,33 @@ void rms_norm_forward(Cpu& dev, Out<T, 2, Cpu> y, OptionalOut<T, 1, Cpu> rstd, I
           "rms_norm: y and x must agree, weight has one element a column, rstd one a row");
   parallel_for(dev, x.extent(0), 32, [&](index_t begin, index_t end) {
     for (index_t i = begin; i < end; ++i) {
-      T const* const in = x.row(i);
-      T* const out = y.row(i);
-      T const mean = detail::sum_of_squares(in, c) / static_cast<T>(c);
-      T const r = T(1) / std::sqrt(mean + static_cast<T>(eps));
+      T const r = detail::rms_norm_row(y.row(i), x.row(i), weight.data(), c, static_cast<T>(eps));
       if (!rstd.empty()) rstd(i) = r;
-      for (index_t j = 0; j < c; ++j) out[j] = in[j] * r * weight.data()[j];
+    }
+  });
+}
+
+/// A residual sum and the norm of the next sub-layer in one pass: sum = a + b, y = rms_norm(sum).
+/// @param y    (N, C), written, may not alias sum      @param weight (C)
+/// @param rstd (N), written; empty if not needed
+/// @param sum  (N, C), written, may alias a or b      @param a, b (N, C)
+/// @throws ShapeError if extents disagree
+template <Scalar T>
+void add_rms_norm_forward(Cpu& dev, Out<T, 2, Cpu> y, OptionalOut<T, 1, Cpu> rstd,
+                          OptionalOut<T, 2, Cpu> sum, In<T, 2, Cpu> a, In<T, 2, Cpu> b,
+                          In<T, 1, Cpu> weight, double eps) {
+  index_t const c = a.extent(1);
+  expects(y.extents() == a.extents() && b.extents() == a.extents() &&
+              sum.extents() == a.extents() && weight.extent(0) == c &&
+              (rstd.empty() || rstd.extent(0) == a.extent(0)),
+          "add_rms_norm: y, sum, a and b must agree, weight has one element a column, rstd one a "
+          "row");
+  parallel_for(dev, a.extent(0), 32, [&](index_t begin, index_t end) {
+    for (index_t i = begin; i < end; ++i) {
+      T* const s = sum.row(i);
+      for (index_t j = 0; j < c; ++j) s[j] = a.row(i)[j] + b.row(i)[j];
+      T const r = detail::rms_norm_row(y.row(i), s, weight.data(), c, static_cast<T>(eps));
+      if (!rstd.empty()) rstd(i) = r;
     }
   });
 }
