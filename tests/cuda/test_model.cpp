@@ -126,10 +126,10 @@ std::vector<T> part(std::vector<T> const& x, emprl::nn::ParameterInfo const& inf
 }
 
 /// The two-times rule, with the CPU's float as the plain implementation. Where it is exact by luck,
-/// 64 units of the largest number are what sums in another order differ by.
+/// 128 units of the largest number are what some forty ops with sums in another order differ by.
 void check_close(std::string const& what, std::vector<float> const& cuda,
                  std::vector<float> const& cpu, std::vector<double> const& truth) {
-  support::check_error(what, cuda, truth, support::max_difference(cpu, truth), 64);
+  support::check_error(what, cuda, truth, support::max_difference(cpu, truth), 128);
 }
 
 void check_case(Case const& of, int schedules) {
