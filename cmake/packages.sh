@@ -38,7 +38,9 @@ install_missing() {
   want libfmt-dev have_header fmt/core.h
   want libcli11-dev have_header CLI/CLI.hpp
   for emprl_part in "$@"; do
-    [ "$emprl_part" != tests ] || want catch2 have_catch
+    [ "$emprl_part" = tests ] || continue
+    want catch2 have_catch
+    want libboost-context-dev have_header boost/context/fiber.hpp
   done
   [ -n "$emprl_missing" ] || return 0
 

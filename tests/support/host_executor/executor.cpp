@@ -288,7 +288,8 @@ class Executor {
       switch (kind) {
         case Access::load:
           if (record.write.time < block_start_ && options.report_unwritten) {
-            fault(Fault::unwritten, name(array, i) + " is read and nobody has written it", where);
+            fault(Fault::unwritten, name(array, i) + " is read and nobody has written it yet",
+                  where);
           }
           check(observer, array, i, record.write, "wrote", "reads", where);
           observer.join(record.read, where);
@@ -301,7 +302,7 @@ class Executor {
           break;
         case Access::atomic:
           if (record.write.time < block_start_ && options.report_unwritten) {
-            fault(Fault::unwritten, name(array, i) + " is added to and nobody has written it",
+            fault(Fault::unwritten, name(array, i) + " is added to and nobody has written it yet",
                   where);
           }
           check(observer, array, i, record.read, "read", "adds to", where);
