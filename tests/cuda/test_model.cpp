@@ -22,8 +22,10 @@
 #include "support/catch.hpp"
 #include "support/compare.hpp"
 #include "support/device_array.hpp"
-#include "support/t5_golden.hpp"
-#if !defined(__CUDACC__)
+#include "support/random_t5.hpp"
+#if defined(__CUDACC__)
+#include "support/plain_gemm.hpp"
+#else
 #include "emprl/ops/gemm_cpu.hpp"
 #endif
 
