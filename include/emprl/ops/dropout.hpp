@@ -23,6 +23,15 @@ struct DropoutKey {
   std::uint32_t site = 0;
 
   bool active() const { return probability > 0; }
+
+  /// 16 random bits below this number drop an element.
+  std::uint32_t threshold() const {
+    return static_cast<std::uint32_t>(probability * 65536.0 + 0.5);
+  }
+  /// What an element that stays is multiplied by.
+  double keep() const { return 65536.0 / (65536.0 - threshold()); }
+  /// The first word of a draw's counter.
+  std::uint32_t purpose() const { return static_cast<std::uint32_t>(Stream::dropout) | site << 8; }
 };
 
 /// Hands out the sites of one pass in the order in which the layers ask.
@@ -51,9 +60,9 @@ void dropout_factors(DropoutKey const& key, std::uint32_t row, index_t first, T*
                      index_t n) {
   constexpr index_t lanes = 16;
   constexpr index_t group = lanes * 8;
-  auto const threshold = static_cast<std::uint32_t>(key.probability * 65536.0 + 0.5);
-  T const keep = static_cast<T>(65536.0 / (65536.0 - threshold));
-  std::uint32_t const purpose = static_cast<std::uint32_t>(Stream::dropout) | key.site << 8;
+  std::uint32_t const threshold = key.threshold();
+  T const keep = static_cast<T>(key.keep());
+  std::uint32_t const purpose = key.purpose();
   for (index_t base = 0; base < n; base += group) {
     std::uint32_t c0[lanes], c1[lanes], c2[lanes], c3[lanes];
     for (index_t l = 0; l < lanes; ++l) {

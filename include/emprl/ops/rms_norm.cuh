@@ -15,12 +15,17 @@ namespace emprl {
 
 namespace detail {
 
-inline constexpr int rms_norm_warps = 8;
-inline constexpr int rms_norm_threads = rms_norm_warps * cuda::warp_size;
+inline constexpr int rms_norm_forward_warps = 8;
+inline constexpr int rms_norm_forward_threads = rms_norm_forward_warps * cuda::warp_size;
+/// Backward a lane holds three numbers a column: with blocks of four warps, three of them on a
+/// multiprocessor, it may have 168 registers.
+inline constexpr int rms_norm_backward_warps = 4;
+inline constexpr int rms_norm_backward_threads = rms_norm_backward_warps * cuda::warp_size;
 
-/// Blocks of the backward pass at most: enough for every multiprocessor, few enough that their
-/// sums are read in no time. A constant, so that the order of additions is that of any other GPU.
-inline constexpr index_t rms_norm_blocks = 264;
+/// Blocks of the backward pass at most: three for each of an H100's multiprocessors, few enough
+/// that their sums are read in no time. A constant, so that the order of additions is the same on
+/// any GPU.
+inline constexpr index_t rms_norm_blocks = 396;
 
 /// Packs of a row that a lane keeps: 1024 columns of packs of 16 bytes, 256 of single elements.
 template <class T, int Width>
@@ -60,19 +65,19 @@ EMPRL_DEVICE cuda::Pack<T, Width> normalised(cuda::Pack<T, Width> x, float facto
 /// The forward pass; with Add of x = a + b, which is also written.
 /// PRECOND: a warp a row; `rstd` null or one element a row; Width 1, or all rows in packs
 template <RowElement T, int Width, bool Add>
-EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(rms_norm_threads)
+EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(rms_norm_forward_threads, 3)
     rms_norm_forward_kernel(TensorView<T, 2, Cuda> y, float* rstd, TensorView<T, 2, Cuda> sum,
                             TensorView<T const, 2, Cuda> a, TensorView<T const, 2, Cuda> b,
                             T const* weight, float eps) {
   constexpr int held = rms_norm_held<T, Width>;
   constexpr int step = cuda::warp_size * Width;
-  index_t const row = index_t{cuda::block_index().x} * rms_norm_warps + cuda::warp_index();
+  index_t const row = index_t{cuda::block_index().x} * rms_norm_forward_warps + cuda::warp_index();
   if (row >= y.extent(0)) return;
-  index_t const columns = y.extent(1);
-  index_t const first = index_t{cuda::lane_index()} * Width;
+  int const columns = static_cast<int>(y.extent(1));
+  int const first = cuda::lane_index() * Width;
   T const* const in = a.row(row);
 
-  auto const take = [&](index_t c) {
+  auto const take = [&](int c) {
     auto x = cuda::load_pack<Width>(in + c);
     if constexpr (Add) {
       x = add_packs(x, cuda::load_pack<Width>(b.row(row) + c));
@@ -88,7 +93,7 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(rms_norm_threads)
   float squares = 0.0f;
   EMPRL_UNROLL
   for (int k = 0; k < held; ++k) squares += sum_of_squares(kept[k]);
-  for (index_t c = first + held * step; c < columns; c += step) squares += sum_of_squares(take(c));
+  for (int c = first + held * step; c < columns; c += step) squares += sum_of_squares(take(c));
   squares = cuda::warp_sum(squares);
 
   float const r = 1.0f / std::sqrt(squares / static_cast<float>(columns) + eps);
@@ -96,13 +101,13 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(rms_norm_threads)
   T* const out = y.row(row);
   EMPRL_UNROLL
   for (int k = 0; k < held; ++k) {
-    index_t const c = first + k * step;
+    int const c = first + k * step;
     if (c < columns) {
       cuda::store_pack(out + c, normalised(kept[k], r, cuda::load_pack<Width>(weight + c)));
     }
   }
   T const* const again = Add ? sum.row(row) : in;
-  for (index_t c = first + held * step; c < columns; c += step) {
+  for (int c = first + held * step; c < columns; c += step) {
     cuda::store_pack(out + c, normalised(cuda::load_pack<Width>(again + c), r,
                                          cuda::load_pack<Width>(weight + c)));
   }
@@ -144,7 +149,7 @@ struct RmsNormBackward {
 /// @param partial (blocks, C), written up to column 32 Width held
 /// PRECOND: Width 1, or all rows in packs
 template <RowElement T, int Width, bool Accumulate, bool Weights>
-EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(rms_norm_threads, 2)
+EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(rms_norm_backward_threads, 3)
     rms_norm_backward_kernel(TensorView<T, 2, Cuda> dx, float* partial,
                              TensorView<T const, 2, Cuda> dy, TensorView<T const, 2, Cuda> x,
                              T const* weight, float const* rstd) {
@@ -154,13 +159,13 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(rms_norm_threads, 2)
   constexpr int step = cuda::warp_size * Width;
   int const warp = cuda::warp_index();
   int const lane = cuda::lane_index();
-  index_t const columns = x.extent(1);
-  index_t const first = index_t{lane} * Width;
+  int const columns = static_cast<int>(x.extent(1));
+  int const first = lane * Width;
   float dweight[held * Width] = {};
 
-  index_t const stride = index_t{cuda::grid_size().x} * rms_norm_warps;
-  for (index_t row = index_t{cuda::block_index().x} * rms_norm_warps + warp; row < x.extent(0);
-       row += stride) {
+  index_t const stride = index_t{cuda::grid_size().x} * rms_norm_backward_warps;
+  for (index_t row = index_t{cuda::block_index().x} * rms_norm_backward_warps + warp;
+       row < x.extent(0); row += stride) {
     T const* const g = dy.row(row);
     T const* const in = x.row(row);
     T* const out = dx.row(row);
@@ -168,7 +173,7 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(rms_norm_threads, 2)
     Pack kept_x[held] = {};
     EMPRL_UNROLL
     for (int k = 0; k < held; ++k) {
-      index_t const c = first + k * step;
+      int const c = first + k * step;
       if (c < columns) {
         kept_g[k] = cuda::load_pack<Width>(g + c);
         kept_x[k] = cuda::load_pack<Width>(in + c);
@@ -177,10 +182,10 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(rms_norm_threads, 2)
     float dot = 0.0f;
     EMPRL_UNROLL
     for (int k = 0; k < held; ++k) {
-      index_t const c = first + k * step;
+      int const c = first + k * step;
       if (c < columns) dot += Row::dot(kept_g[k], kept_x[k], cuda::load_pack<Width>(weight + c));
     }
-    for (index_t c = first + held * step; c < columns; c += step) {
+    for (int c = first + held * step; c < columns; c += step) {
       dot += Row::dot(cuda::load_pack<Width>(g + c), cuda::load_pack<Width>(in + c),
                       cuda::load_pack<Width>(weight + c));
     }
@@ -190,7 +195,7 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(rms_norm_threads, 2)
     float const pull = r * r * dot / static_cast<float>(columns);
     EMPRL_UNROLL
     for (int k = 0; k < held; ++k) {
-      index_t const c = first + k * step;
+      int const c = first + k * step;
       if (c < columns) {
         Pack base = {};
         if constexpr (Accumulate) base = cuda::load_pack<Width>(out + c);
@@ -205,7 +210,7 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(rms_norm_threads, 2)
         }
       }
     }
-    for (index_t c = first + held * step; c < columns; c += step) {
+    for (int c = first + held * step; c < columns; c += step) {
       Pack base = {};
       if constexpr (Accumulate) base = cuda::load_pack<Width>(out + c);
       cuda::store_pack(out + c, Row::gradient(base, cuda::load_pack<Width>(g + c),
@@ -216,24 +221,23 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(rms_norm_threads, 2)
 
   if constexpr (Weights) {
     // Element i of a lane goes to i * 32 + lane: lanes that store or load together meet 32 banks.
-    EMPRL_SHARED(float, sums, rms_norm_warps* step);
+    EMPRL_SHARED(float, sums, rms_norm_backward_warps* step);
     EMPRL_UNROLL
     for (int k = 0; k < held; ++k) {
-      if (index_t{k} * step >= columns) break;
+      if (k * step >= columns) break;
       EMPRL_UNROLL
       for (int i = 0; i < Width; ++i) {
         sums[warp * step + i * cuda::warp_size + lane] = dweight[k * Width + i];
       }
       cuda::sync_threads();
-      int const rank = cuda::thread_rank();
-      if (rank < step) {
+      for (int rank = cuda::thread_rank(); rank < step; rank += rms_norm_backward_threads) {
         float total = 0.0f;
-        for (int w = 0; w < rms_norm_warps; ++w) {
+        for (int w = 0; w < rms_norm_backward_warps; ++w) {
           float const part = sums[w * step + rank];
           total += part;
         }
-        index_t const c = index_t{k} * step + lane * Width + rank / cuda::warp_size;
-        if (c < columns) partial[cuda::block_index().x * columns + c] = total;
+        int const c = k * step + lane * Width + rank / cuda::warp_size;
+        if (c < columns) partial[index_t{cuda::block_index().x} * columns + c] = total;
       }
       cuda::sync_threads();
     }
@@ -265,7 +269,8 @@ void launch_rms_norm_forward(Cuda& dev, TensorView<T, 2, Cuda> y, TensorView<flo
       [&](auto width) {
         cuda::launch<rms_norm_forward_kernel<T, decltype(width)::value, Add>>(
             dev.stream,
-            {.grid = {cuda::blocks_for(y.extent(0), rms_norm_warps)}, .block = {rms_norm_threads}},
+            {.grid = {cuda::blocks_for(y.extent(0), rms_norm_forward_warps)},
+             .block = {rms_norm_forward_threads}},
             y, rstd.empty() ? nullptr : rstd.data(), sum, a, b, weight.data(),
             static_cast<float>(eps));
       },
@@ -325,7 +330,8 @@ void rms_norm_backward(Cuda& dev, Out<T, 2, Cuda> dx, OptionalOut<float, 1, Cuda
   if (x.empty()) return;
   bool const weights = !dweight.empty();
   int const blocks = static_cast<int>(std::min<index_t>(
-      detail::rms_norm_blocks, (rows + detail::rms_norm_warps - 1) / detail::rms_norm_warps));
+      detail::rms_norm_blocks,
+      (rows + detail::rms_norm_backward_warps - 1) / detail::rms_norm_backward_warps));
   ArenaScope scope(dev.scratch);
   float* const partial =
       weights ? dev.scratch.allocate<float, 2>({blocks, columns}).data() : nullptr;
@@ -344,8 +350,8 @@ void rms_norm_backward(Cuda& dev, Out<T, 2, Cuda> dx, OptionalOut<float, 1, Cuda
         auto const run = [&](auto accumulate, auto with_weights) {
           cuda::launch<detail::rms_norm_backward_kernel<T, w, decltype(accumulate)::value,
                                                         decltype(with_weights)::value>>(
-              dev.stream, {.grid = {blocks}, .block = {detail::rms_norm_threads}}, dx, partial, dy,
-              x, weight.data(), rstd.data());
+              dev.stream, {.grid = {blocks}, .block = {detail::rms_norm_backward_threads}}, dx,
+              partial, dy, x, weight.data(), rstd.data());
         };
         if (write == Write::accumulate) {
           weights ? run(std::true_type(), std::true_type())

@@ -47,6 +47,37 @@ struct AdamWConfig {
   }
 };
 
+/// What a step multiplies by, the same for every parameter.
+template <Scalar T>
+struct AdamWCoefficients {
+  T clip, decay, one_minus_beta1, beta2, one_minus_beta2, root_correction2, epsilon, step_size;
+
+  /// @param step  counted from 1      @param clip  what gradients are multiplied by
+  EMPRL_HD static AdamWCoefficients of(AdamWConfig const& config, index_t step,
+                                       double learning_rate, double clip) {
+    double const t = static_cast<double>(step);
+    double const correction1 = 1.0 - std::pow(config.beta1, t);
+    double const correction2 = 1.0 - std::pow(config.beta2, t);
+    return {static_cast<T>(clip),
+            static_cast<T>(1.0 - learning_rate * config.weight_decay),
+            static_cast<T>(1.0 - config.beta1),
+            static_cast<T>(config.beta2),
+            static_cast<T>(1.0 - config.beta2),
+            static_cast<T>(std::sqrt(correction2)),
+            static_cast<T>(config.epsilon),
+            static_cast<T>(learning_rate / correction1)};
+  }
+
+  /// One parameter's step.
+  EMPRL_HD void update(T& p, T g, T& m, T& v) const {
+    T const gradient = g * clip;
+    m += (gradient - m) * one_minus_beta1;
+    v = v * beta2 + gradient * gradient * one_minus_beta2;
+    T const denominator = std::sqrt(v) / root_correction2 + epsilon;
+    p = p * decay - step_size * (m / denominator);
+  }
+};
+
 /// Parameters and their gradients, of the same extent.
 template <Scalar T>
 struct ParameterSpan {
@@ -99,7 +130,8 @@ class AdamW {
                                             std::to_string(steps_ + 1) +
                                             "; the parameters were left as they were");
     ++steps_;
-    Coefficients const c = coefficients(learning_rate, clip_factor(norm, max_norm));
+    auto const c =
+        AdamWCoefficients<T>::of(config_, steps_, learning_rate, clip_factor(norm, max_norm));
     T* m = first_moment_.data();
     T* v = second_moment_.data();
     for (auto const& s : spans_) {
@@ -141,33 +173,9 @@ class AdamW {
   }
 
  private:
-  struct Coefficients {
-    T clip, decay, one_minus_beta1, beta2, one_minus_beta2, root_correction2, epsilon, step_size;
-  };
-
-  Coefficients coefficients(double learning_rate, double clip) const {
-    double const t = static_cast<double>(steps_);
-    double const correction1 = 1.0 - std::pow(config_.beta1, t);
-    double const correction2 = 1.0 - std::pow(config_.beta2, t);
-    return {static_cast<T>(clip),
-            static_cast<T>(1.0 - learning_rate * config_.weight_decay),
-            static_cast<T>(1.0 - config_.beta1),
-            static_cast<T>(config_.beta2),
-            static_cast<T>(1.0 - config_.beta2),
-            static_cast<T>(std::sqrt(correction2)),
-            static_cast<T>(config_.epsilon),
-            static_cast<T>(learning_rate / correction1)};
-  }
-
   static void update(T* __restrict p, T const* __restrict g, T* __restrict m, T* __restrict v,
-                     index_t begin, index_t end, Coefficients const& c) {
-    for (index_t i = begin; i < end; ++i) {
-      T const gradient = g[i] * c.clip;
-      m[i] += (gradient - m[i]) * c.one_minus_beta1;
-      v[i] = v[i] * c.beta2 + gradient * gradient * c.one_minus_beta2;
-      T const denominator = std::sqrt(v[i]) / c.root_correction2 + c.epsilon;
-      p[i] = p[i] * c.decay - c.step_size * (m[i] / denominator);
-    }
+                     index_t begin, index_t end, AdamWCoefficients<T> const& c) {
+    for (index_t i = begin; i < end; ++i) c.update(p[i], g[i], m[i], v[i]);
   }
 
   AdamWConfig config_;

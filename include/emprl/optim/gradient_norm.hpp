@@ -70,8 +70,9 @@ double gradient_norm(Cpu& dev, std::span<T const> x) {
 
 /// What gradients are multiplied by so that their norm stays below max_norm: min(1, max_norm /
 /// (norm + 1e-6)), PyTorch's formula. A max_norm of 0 clips nothing.
-inline double clip_factor(double norm, double max_norm) {
-  return max_norm > 0.0 ? std::min(1.0, max_norm / (norm + 1e-6)) : 1.0;
+EMPRL_HD inline double clip_factor(double norm, double max_norm) {
+  double const factor = max_norm / (norm + 1e-6);
+  return max_norm > 0.0 && factor < 1.0 ? factor : 1.0;
 }
 
 }  // namespace emprl::optim

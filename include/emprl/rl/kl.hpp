@@ -36,7 +36,7 @@ namespace emprl::rl {
 /// log p - log q.
 struct KlK1 {
   template <class S>
-  S operator()(S const& logp, S const& reference) const {
+  EMPRL_HD S operator()(S const& logp, S const& reference) const {
     return logp - reference;
   }
 };
@@ -44,7 +44,7 @@ struct KlK1 {
 /// |log p - log q|.
 struct KlAbs {
   template <class S>
-  S operator()(S const& logp, S const& reference) const {
+  EMPRL_HD S operator()(S const& logp, S const& reference) const {
     using namespace scalar_math;
     return abs(logp - reference);
   }
@@ -53,7 +53,7 @@ struct KlAbs {
 /// (log p - log q)^2 / 2.
 struct KlK2 {
   template <class S>
-  S operator()(S const& logp, S const& reference) const {
+  EMPRL_HD S operator()(S const& logp, S const& reference) const {
     S const d = logp - reference;
     return S(0.5) * d * d;
   }
@@ -62,7 +62,7 @@ struct KlK2 {
 /// q / p - 1 - log(q / p).
 struct KlK3 {
   template <class S>
-  S operator()(S const& logp, S const& reference) const {
+  EMPRL_HD S operator()(S const& logp, S const& reference) const {
     using namespace scalar_math;
     S const d = reference - logp;
     return exp(d) - S(1) - d;
@@ -93,7 +93,7 @@ struct KlInLoss {
 
   /// The estimator of the statistics, which do not care where the penalty goes.
   template <class S>
-  S operator()(S const& logp, S const& reference) const {
+  EMPRL_HD S operator()(S const& logp, S const& reference) const {
     return estimator(logp, reference);
   }
 };
