@@ -4,8 +4,6 @@
 // The biases of y = x W^T + b on the GPU; linear_forward and linear_backward themselves are those
 // of ops/linear.hpp.
 
-#include <algorithm>
-
 #include "emprl/core/half.hpp"
 #include "emprl/cuda/context.cuh"
 #include "emprl/cuda/kernel.hpp"
@@ -13,33 +11,32 @@
 #include "emprl/cuda/shared.hpp"
 #include "emprl/ops/gemm.cuh"
 #include "emprl/ops/linear.hpp"
+#include "emprl/ops/row_packs.cuh"
 
 namespace emprl {
 
 namespace detail {
 
-inline constexpr int add_bias_threads = 256;
-
-/// y[i,j] += b[j]. PRECOND: blocks cover the columns along x; along y any number walks the rows
-template <GemmOperand T>
-EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(add_bias_threads)
+/// y[i,j] += b[j]. PRECOND: matrix_shape
+template <RowElement T>
+EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(row_threads)
     add_bias_kernel(TensorView<T, 2, Cuda> y, T const* b) {
   index_t const j = cuda::global_thread_x();
   if (j >= y.extent(1)) return;
   auto const bias = static_cast<float>(b[j]);
-  for (index_t i = cuda::block_index().y; i < y.extent(0); i += cuda::grid_size().y) {
+  for (index_t i = first_row(); i < y.extent(0); i += row_step()) {
     T* const at = y.row(i) + j;
     *at = T(static_cast<float>(*at) + bias);
   }
 }
 
-/// The rows that one block adds up, and its threads: 32 columns, 8 rows at a time.
+/// The rows that one block adds up, and how many of them at a time.
 inline constexpr index_t sum_rows_chunk = 256;
 inline constexpr int sum_rows_lanes = 8;
 
 /// partial[chunk, j] = the sum of column j over the rows of a chunk.
 /// PRECOND: block (32, 8), grid (columns / 32, chunks), rounded up
-template <GemmOperand T>
+template <RowElement T>
 EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(cuda::warp_size* sum_rows_lanes)
     sum_rows_kernel(float* partial, TensorView<T const, 2, Cuda> x) {
   EMPRL_SHARED(float, sums, cuda::warp_size* sum_rows_lanes);
@@ -66,15 +63,20 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(cuda::warp_size* sum_rows_lanes)
   partial[chunk * columns + j] = sum;
 }
 
-/// y[j] += the chunks' sums of column j, in order.
-template <GemmOperand T>
-EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(add_bias_threads)
-    sum_chunks_kernel(T* y, float const* partial, index_t chunks, index_t columns) {
-  index_t const j = cuda::global_thread_x();
-  if (j >= columns) return;
-  float sum = 0.0f;
-  for (index_t c = 0; c < chunks; ++c) sum += partial[c * columns + j];
-  y[j] = T(static_cast<float>(y[j]) + sum);
+template <RowElement T>
+void launch_sum_rows(Cuda& dev, TensorView<float, 1, Cuda> db, TensorView<T const, 2, Cuda> dy) {
+  expects(dy.extent(1) == db.extent(0), "sum_rows: the sum must have one element a column");
+  if (dy.empty()) return;
+  index_t const columns = db.extent(0);
+  int const chunks = cuda::blocks_for(dy.extent(0), sum_rows_chunk);
+  expects<ConfigError>(chunks <= 65535, "sum_rows: there may be at most 16 million rows");
+  ArenaScope scope(dev.scratch);
+  auto const partial = dev.scratch.template allocate<float, 2>({chunks, columns});
+  cuda::launch<sum_rows_kernel<T>>(dev.stream,
+                                   {.grid = {cuda::blocks_for(columns, cuda::warp_size), chunks},
+                                    .block = {cuda::warp_size, sum_rows_lanes}},
+                                   partial.data(), dy);
+  add_column_sums(dev, db.data(), partial.data(), chunks, columns);
 }
 
 }  // namespace detail
@@ -82,41 +84,23 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(add_bias_threads)
 /// y[n,:] += b.     y (N, C), b (C)
 /// @throws ShapeError if the extents disagree
 /// @throws CudaError
-template <GemmOperand T>
+template <RowElement T>
 void add_bias(Cuda& dev, Out<T, 2, Cuda> y, In<T, 1, Cuda> b) {
   expects(y.extent(1) == b.extent(0), "add_bias: the bias must have one element a column");
   if (y.empty()) return;
-  int const rows = static_cast<int>(std::min<index_t>(y.extent(0), 65535));
   cuda::launch<detail::add_bias_kernel<T>>(
-      dev.stream,
-      {.grid = {cuda::blocks_for(y.extent(1), detail::add_bias_threads), rows},
-       .block = {detail::add_bias_threads}},
-      y, b.data());
+      dev.stream, detail::matrix_shape(y.extent(0), y.extent(1)), y, b.data());
 }
 
-/// db[c] += sum_n dy[n,c], in an order that depends on the extents alone.     db (C), dy (N, C)
+/// db[c] += sum_n dy[n,c], in an order that the extents alone fix.     db (C) float, dy (N, C)
 /// @throws ShapeError if the extents disagree
 /// @throws ConfigError if there are more than 16 million rows
 /// @throws CudaError
-template <GemmOperand T>
-void sum_rows(Cuda& dev, Out<T, 1, Cuda> db, In<T, 2, Cuda> dy) {
-  expects(dy.extent(1) == db.extent(0), "sum_rows: the sum must have one element a column");
-  if (dy.empty()) return;
-  index_t const columns = db.extent(0);
-  int const chunks = cuda::blocks_for(dy.extent(0), detail::sum_rows_chunk);
-  expects<ConfigError>(chunks <= 65535, "sum_rows: there may be at most 16 million rows");
-  ArenaScope scope(dev.scratch);
-  auto const partial = dev.scratch.template allocate<float, 2>({chunks, columns});
-  cuda::launch<detail::sum_rows_kernel<T>>(
-      dev.stream,
-      {.grid = {cuda::blocks_for(columns, cuda::warp_size), chunks},
-       .block = {cuda::warp_size, detail::sum_rows_lanes}},
-      partial.data(), dy);
-  cuda::launch<detail::sum_chunks_kernel<T>>(
-      dev.stream,
-      {.grid = {cuda::blocks_for(columns, detail::add_bias_threads)},
-       .block = {detail::add_bias_threads}},
-      db.data(), partial.data(), index_t{chunks}, columns);
+inline void sum_rows(Cuda& dev, Out<float, 1, Cuda> db, In<float, 2, Cuda> dy) {
+  detail::launch_sum_rows<float>(dev, db, dy);
+}
+inline void sum_rows(Cuda& dev, Out<float, 1, Cuda> db, In<Bf16, 2, Cuda> dy) {
+  detail::launch_sum_rows<Bf16>(dev, db, dy);
 }
 
 }  // namespace emprl

@@ -35,7 +35,7 @@ class Decoder {
       : config_(config),
         norm_(config.layer_norm_epsilon),
         self_attention_(config.num_heads, Mask::causal),
-        cross_attention_(config.num_heads, T(1)),
+        cross_attention_(config.num_heads, 1),
         feed_forward_(config.feed_forward) {}
 
   /// y (N, C) = the hidden state from which each token's successor is predicted, without dropout.

@@ -4,6 +4,7 @@
 // T5 for conditional generation: encoder, decoder and output embedding over one set of parameters.
 
 #include <cmath>
+#include <concepts>
 #include <vector>
 
 #include "emprl/core/ragged.hpp"
@@ -105,6 +106,17 @@ class Model {
       gemm(dev, Trans::yes, Trans::no, output_scale(), dlogits, hidden, 1, dembedding);
     }
     gemm(dev, Trans::no, Trans::no, output_scale(), dlogits, p.output_embedding(), 0, dhidden);
+  }
+
+  /// The same of a gradient in float where the model is in 16 bits: it is rounded to be multiplied.
+  void logits_backward(D& dev, Params<T, D> const& p, Params<Accumulator<T>, D> const& grads,
+                       In<Accumulator<T>, 2, D> dlogits, In<T, 2, D> hidden,
+                       TensorView<T, 2, D> dhidden) const
+      requires(!std::same_as<T, Accumulator<T>>) {
+    ArenaScope scope(dev.scratch);
+    auto const rounded = dev.scratch.template allocate<T, 2>(dlogits.extents());
+    convert(dev, rounded, dlogits);
+    logits_backward(dev, p, grads, rounded, hidden, dhidden);
   }
 
   /// Encodes contexts and prepares a cache for decoding them.
