@@ -47,8 +47,9 @@ namespace detail {
 inline constexpr int attention_tile = 64;
 inline constexpr int attention_threads = 128;
 
-/// Scores of a warp, 16 x 64, as mma.hpp lays out accumulators: s[n] holds columns 8n .. 8n+7.
-using AttentionScores = float[attention_tile / 8][4];
+/// Scores of a warp, 16 x 8N, as mma.hpp lays out accumulators: s[n] holds columns 8n .. 8n+7.
+template <int N>
+using AttentionScores = float[N][4];
 
 /// Sums of a warp, 16 x Dh. Bf16: columns as in mma.hpp. Float: a lane's columns are 16m + 4t ..
 /// 16m + 4t + 3, in c[2m] and c[2m+1], so that it reads and writes four at a time.
@@ -138,11 +139,11 @@ EMPRL_DEVICE int attention_key_tiles(AttentionCall<T> const& call, AttentionRow 
 }
 
 /// Calls f(n, i, row, column) for each score s[n][i] of the calling lane.
-template <class F>
+template <int N = attention_tile / 8, class F>
 EMPRL_DEVICE void each_score(F f) {
   int const lane = cuda::lane_index();
   EMPRL_UNROLL
-  for (int n = 0; n < attention_tile / 8; ++n) {
+  for (int n = 0; n < N; ++n) {
     EMPRL_UNROLL
     for (int i = 0; i < 4; ++i) {
       f(n, i, cuda::accumulator_row(lane, i), 8 * n + cuda::accumulator_column(lane, i));
@@ -174,7 +175,6 @@ template <int Dh, class T, class From>
 EMPRL_DEVICE void copy_attention_rows(cuda::Shared<T> tile, T const* anywhere, From from) {
   constexpr int pack = 16 / static_cast<int>(sizeof(T));
   constexpr int packs = Dh / pack;
-  EMPRL_UNROLL
   for (int x = cuda::thread_rank(); x < attention_tile * packs; x += attention_threads) {
     int const r = x / packs;
     int const column = x % packs * pack;
@@ -299,16 +299,16 @@ EMPRL_DEVICE void multiply_rows(float (&c)[N][4], cuda::Shared<T> a, int a_row, 
   }
 }
 
-/// c (16 x Dh) += P B: P (16 x 64) as scores lie, B a tile of 64 rows.
-template <int Dh, class T>
-EMPRL_DEVICE void multiply_columns(AttentionSums<Dh>& c, AttentionScores const& p,
-                                   cuda::Shared<T> b,
+/// c (16 x Dh) += P B: P (16 x 8N) as scores lie, B rows b_row .. b_row + 8N - 1 of a tile.
+template <int Dh, int N, class T>
+EMPRL_DEVICE void multiply_columns(AttentionSums<Dh>& c, AttentionScores<N> const& p,
+                                   cuda::Shared<T> b, int b_row,
                                    [[maybe_unused]] cuda::Shared<float> exchange) {
   using Layout = AttentionLayout<T, Dh>;
   int const lane = cuda::lane_index();
   if constexpr (cuda::MmaHalf<T>) {
     EMPRL_UNROLL
-    for (int k = 0; k < attention_tile / 16; ++k) {
+    for (int k = 0; k < N / 2; ++k) {
       std::uint32_t const left[4] = {cuda::pack_halves<T>(p[2 * k][0], p[2 * k][1]),
                                      cuda::pack_halves<T>(p[2 * k][2], p[2 * k][3]),
                                      cuda::pack_halves<T>(p[2 * k + 1][0], p[2 * k + 1][1]),
@@ -317,7 +317,7 @@ EMPRL_DEVICE void multiply_columns(AttentionSums<Dh>& c, AttentionScores const& 
       for (int n = 0; n < Dh / 8; n += 2) {
         std::uint32_t right[4];
         cuda::load_matrix_transposed(
-            right, b.at((16 * k + lane % 16) * Layout::pitch + 8 * n + lane / 16 * 8));
+            right, b.at((b_row + 16 * k + lane % 16) * Layout::pitch + 8 * n + lane / 16 * 8));
         cuda::mma_m16n8k16<T>(c[n], left, right[0], right[1]);
         cuda::mma_m16n8k16<T>(c[n + 1], left, right[2], right[3]);
       }
@@ -332,21 +332,21 @@ EMPRL_DEVICE void multiply_columns(AttentionSums<Dh>& c, AttentionScores const& 
     auto const pairs = mine.template as<Two>();
     cuda::sync_warp();  // the reads of the last call are over
     EMPRL_UNROLL
-    for (int n = 0; n < attention_tile / 8; ++n) {
+    for (int n = 0; n < N; ++n) {
       pairs[(g * pitch + 8 * n) / 2 + t] = Two{{p[n][0], p[n][1]}};
       pairs[((g + 8) * pitch + 8 * n) / 2 + t] = Two{{p[n][2], p[n][3]}};
     }
     cuda::sync_warp();
     auto const rows = mine.template as<Four>();
     auto const b_packs = b.template as<Four>();
-    for (int k = 0; k < attention_tile; k += 4) {
+    for (int k = 0; k < 8 * N; k += 4) {
       Four const upper = rows[(g * pitch + k) / 4];
       Four const lower = rows[((g + 8) * pitch + k) / 4];
       EMPRL_UNROLL
       for (int e = 0; e < 4; ++e) {
         EMPRL_UNROLL
         for (int m = 0; m < Dh / 16; ++m) {
-          Four const right = b_packs[((k + e) * Layout::pitch + 16 * m) / 4 + t];
+          Four const right = b_packs[((b_row + k + e) * Layout::pitch + 16 * m) / 4 + t];
           EMPRL_UNROLL
           for (int f = 0; f < 4; ++f) {
             c[2 * m + f / 2][f % 2] += upper.x[e] * right.x[f];
@@ -379,15 +379,15 @@ EMPRL_DEVICE void store_attention_row(U* to, AttentionSums<Dh> const& c, int whi
 }
 
 /// Products q . k become scores: scale, bias, and -inf for what is not seen or not there. Rows of s
-/// are queries, or keys with KeysInRows.
-template <bool KeysInRows, class T>
-EMPRL_DEVICE void finish_scores(AttentionScores& s, AttentionCall<T> const& call,
-                                AttentionRow const& row, int q0, int k0,
+/// are queries, or keys with KeysInRows; column 0 is number `column` of the tile.
+template <bool KeysInRows, int N, class T>
+EMPRL_DEVICE void finish_scores(AttentionScores<N>& s, AttentionCall<T> const& call,
+                                AttentionRow const& row, int q0, int k0, int column,
                                 cuda::Shared<float> window) {
   int const warp_row = cuda::warp_index() * 16;
   auto const each = [&](auto f) {
-    each_score([&](int n, int i, int r, int c) {
-      f(s[n][i], KeysInRows ? c : warp_row + r, KeysInRows ? warp_row + r : c);
+    each_score<N>([&](int n, int i, int r, int c) {
+      f(s[n][i], KeysInRows ? column + c : warp_row + r, KeysInRows ? warp_row + r : column + c);
     });
   };
   if (call.scale != 1.0f) each([&](float& x, int, int) { x *= call.scale; });
@@ -438,13 +438,16 @@ EMPRL_DEVICE void each_attention_tile(int begin, int end, Copy copy, Compute com
     cuda::sync_threads();
     after(tile);
   }
+  // Without a tile nobody has waited for what rests in the block.
+  cuda::commit_copies();
+  cuda::wait_copies<0>();
 }
 
 /// o and lse of the queries of one tile, in one head of one row.
 /// PRECOND: 128 threads; grid (tiles of queries, heads, rows); pointers and pitches at multiples of
 /// 16 bytes
 template <class T, int Dh, bool Dropout>
-EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(attention_threads)
+EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(attention_threads, 2)
     attention_forward_kernel(T* o, index_t o_pitch, float* lse, index_t lse_pitch,
                              AttentionCall<T> call) {
   using Layout = AttentionLayout<T, Dh>;
@@ -491,7 +494,7 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(attention_threads)
   auto const compute = [&](int tile, int stage) {
     float s[attention_tile / 8][4] = {};
     multiply_rows<Dh>(s, q, warp_row, part(k, stage, elements), 0);
-    finish_scores<false>(s, call, row, q0, tile * attention_tile,
+    finish_scores<false>(s, call, row, q0, tile * attention_tile, 0,
                          part(window, stage, Layout::window));
     float shift[2];
     EMPRL_UNROLL
@@ -529,7 +532,7 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(attention_threads)
         s[n][i] *= attention_dropout_factor(mask, warp_row + r, c, call.dropout.keep);
       });
     }
-    multiply_columns<Dh>(out, s, part(v, stage, elements), exchange);
+    multiply_columns<Dh>(out, s, part(v, stage, elements), 0, exchange);
   };
   each_attention_tile<stages>(0, attention_key_tiles(call, row, q0), copy, compute, [](int) {});
 
@@ -573,7 +576,7 @@ struct AttentionBackwardCall {
 
 /// dq = scale ds k and the diagonals of ds; delta. As attention_forward_kernel.
 template <class T, int Dh, bool Dropout>
-EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(attention_threads)
+EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(attention_threads, 2)
     attention_backward_queries_kernel(T* dq, index_t dq_pitch, AttentionBackwardCall<T> back,
                                       AttentionCall<T> call) {
   using Layout = AttentionLayout<T, Dh>;
@@ -655,7 +658,7 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(attention_threads)
     int const k0 = tile * attention_tile;
     float s[attention_tile / 8][4] = {};
     multiply_rows<Dh>(s, q, warp_row, part(k, stage, elements), 0);
-    finish_scores<false>(s, call, row, q0, k0, part(window, stage, Layout::window));
+    finish_scores<false>(s, call, row, q0, k0, 0, part(window, stage, Layout::window));
     float dp[attention_tile / 8][4] = {};
     multiply_rows<Dh>(dp, d_o, warp_row, part(v, stage, elements), 0);
     if constexpr (Dropout) {
@@ -689,7 +692,7 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(attention_threads)
     if (call.scale != 1.0f) {
       each_score([&](int n, int i, int, int) { s[n][i] *= call.scale; });
     }
-    multiply_columns<Dh>(sums, s, part(k, stage, elements), exchange);
+    multiply_columns<Dh>(sums, s, part(k, stage, elements), 0, exchange);
   };
   int const tiles = attention_key_tiles(call, row, q0);
   float* const diagonals =
@@ -731,7 +734,7 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(attention_threads)
 /// dk = scale ds^T q and dv = (f p)^T do of the keys of one tile, in one head of one row.
 /// PRECOND: 128 threads; grid (tiles of keys, heads, rows); delta is there
 template <class T, int Dh, bool Dropout>
-EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(attention_threads)
+EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(attention_threads, 2)
     attention_backward_keys_kernel(T* dk, index_t dk_pitch, T* dv, index_t dv_pitch,
                                    AttentionBackwardCall<T> back, AttentionCall<T> call) {
   using Layout = AttentionLayout<T, Dh>;
@@ -782,38 +785,43 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(attention_threads)
       draw_attention_dropout(part(kept, stage, Layout::kept), call, row, h, q0, k0);
     }
   };
+  // Wide heads leave registers for half a tile of scores.
+  constexpr int columns = Dh == 128 ? attention_tile / 2 : attention_tile;
+  constexpr int n_columns = columns / 8;
   auto const compute = [&](int tile, int stage) {
-    float p[attention_tile / 8][4] = {};
-    multiply_rows<Dh>(p, k, warp_row, part(q, stage, elements), 0);
-    finish_scores<true>(p, call, row, tile * attention_tile, k0,
-                        part(window, stage, Layout::window));
+    auto const queries = part(q, stage, elements);
+    auto const gradients = part(d_o, stage, elements);
     auto const numbers = part(statistics, stage, 2 * attention_tile);
-    each_score([&](int n, int i, int, int c) {
-      float const log_sum = numbers[c];
-      p[n][i] = shifted_exp<T>(p[n][i], log_sum);
-    });
-    float ds[attention_tile / 8][4] = {};
-    multiply_rows<Dh>(ds, v, warp_row, part(d_o, stage, elements), 0);
-    each_score([&](int n, int i, [[maybe_unused]] int r, int c) {
-      float const delta = numbers[attention_tile + c];
-      float factor = 1.0f;
-      if constexpr (Dropout) {
-        factor = attention_dropout_factor(part(kept, stage, Layout::kept), c, warp_row + r,
-                                          call.dropout.keep);
-      }
-      ds[n][i] = call.scale * p[n][i] * (factor * ds[n][i] - delta);
-      p[n][i] *= factor;
-    });
-    multiply_columns<Dh>(dv_sums, p, part(d_o, stage, elements), exchange);
-    multiply_columns<Dh>(dk_sums, ds, part(q, stage, elements), exchange);
+    for (int column = 0; column < attention_tile; column += columns) {
+      float p[n_columns][4] = {};
+      multiply_rows<Dh>(p, k, warp_row, queries, column);
+      finish_scores<true>(p, call, row, tile * attention_tile, k0, column,
+                          part(window, stage, Layout::window));
+      each_score<n_columns>([&](int n, int i, int, int c) {
+        float const log_sum = numbers[column + c];
+        p[n][i] = shifted_exp<T>(p[n][i], log_sum);
+      });
+      float ds[n_columns][4] = {};
+      multiply_rows<Dh>(ds, v, warp_row, gradients, column);
+      each_score<n_columns>([&](int n, int i, [[maybe_unused]] int r, int c) {
+        float const delta = numbers[attention_tile + column + c];
+        float factor = 1.0f;
+        if constexpr (Dropout) {
+          factor = attention_dropout_factor(part(kept, stage, Layout::kept), column + c,
+                                            warp_row + r, call.dropout.keep);
+        }
+        ds[n][i] = call.scale * p[n][i] * (factor * ds[n][i] - delta);
+        p[n][i] *= factor;
+      });
+      multiply_columns<Dh>(dv_sums, p, gradients, column, exchange);
+      multiply_columns<Dh>(dk_sums, ds, queries, column, exchange);
+    }
   };
   // Causal: the first query that sees a key of its own is the one at the key's position.
   int const first_query = call.causal && k0 > call.prefix ? k0 - call.prefix : 0;
   each_attention_tile<stages>(first_query / attention_tile,
                               (row.queries + attention_tile - 1) / attention_tile, copy, compute,
                               [](int) {});
-  // Without queries in the loop the copies of k and v are still under way.
-  cuda::wait_copies<0>();
 
   index_t const width = index_t{call.heads} * Dh;
   EMPRL_UNROLL
@@ -1046,8 +1054,11 @@ void attention_backward(Cuda& dev, AttentionGradients<T, Cuda> const& out,
   expects(out.dprefix_k.empty() || (out.dprefix_k.extents() == in.prefix_k.extents() &&
                                     out.dprefix_v.extents() == in.prefix_v.extents()),
           "attention: prefix gradients must have the shape of the prefix");
-  for (auto const& x : {o, d_o}) detail::check_attention_alignment(x);
-  for (auto const& x : {out.dq, out.dk, out.dv}) detail::check_attention_alignment(x);
+  detail::check_attention_alignment(o);
+  detail::check_attention_alignment(d_o);
+  detail::check_attention_alignment(out.dq);
+  detail::check_attention_alignment(out.dk);
+  detail::check_attention_alignment(out.dv);
 
   detail::dispatch_head_dim(in.q.extent(1) / in.heads, [&](auto head_dim) {
     if (grid.rows == 0) return;
