@@ -37,7 +37,7 @@ struct CachedKeys {
 /// o[a] = sum_j softmax_j(q[a] . k[j] + bias[h, j]) v[j] over the prefix (no bias), then the cached
 /// keys of active row a.
 /// @param o (A, H*Dh), written      @param q (A, H*Dh)
-/// @param bias (H, at least the longest length): the bias of the j-th cached key; empty for none
+/// @param bias (H, at least the longest length), its columns as `columns` says; empty for none
 /// @param prefix_k, prefix_v (P, H*Dh), empty for none
 /// @throws ShapeError if extents disagree
 template <Scalar T>
