@@ -174,7 +174,7 @@ class AdamW {
 
  private:
   static void update(T* __restrict p, T const* __restrict g, T* __restrict m, T* __restrict v,
-                     index_t begin, index_t end, AdamWCoefficients<T> const& c) {
+                     index_t begin, index_t end, AdamWCoefficients<T> c) {
     for (index_t i = begin; i < end; ++i) c.update(p[i], g[i], m[i], v[i]);
   }
 
