@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-# Compiles the tests of tests/cuda and every .cuh with nvcc, without a warning, for sm_80 and sm_90a,
-# and runs them where there is a GPU. Run as:
-#   cmake -DMODE=compile|run -DNVCC=... -DSOURCE=... -DWORK=... -DMAIN=test_main.o -P nvcc.cmake
+# Compiles a test of tests/cuda, or every .cuh, with nvcc for sm_80 and sm_90a without a warning;
+# links them; runs them where there is a GPU. Run as:
+#   cmake -DMODE=compile -DSTEM=test_rms_norm|all_headers -DNVCC=... -DSOURCE=... -DWORK=... -P nvcc.cmake
+#   cmake -DMODE=link "-DSTEMS=...;..." -DMAIN=test_main.o ...
+#   cmake -DMODE=run ...
 cmake_minimum_required(VERSION 3.25)
 set(program "${WORK}/emprl_tests_cuda")
 
@@ -28,30 +30,28 @@ if(MODE STREQUAL "run")
   return()
 endif()
 
-set(flags
+file(MAKE_DIRECTORY "${WORK}")
+if(MODE STREQUAL "link")
+  list(TRANSFORM STEMS REPLACE "(.+)" "${WORK}/\\1.o" OUTPUT_VARIABLE objects)
+  step("${NVCC}" ${MAIN} ${objects} -lcublasLt -o "${program}")
+  return()
+endif()
+
+if(STEM STREQUAL "all_headers")
+  file(GLOB_RECURSE headers RELATIVE "${SOURCE}/include" "${SOURCE}/include/emprl/*.cuh")
+  set(text "")
+  foreach(header IN LISTS headers)
+    string(APPEND text "#include \"${header}\"\n")
+  endforeach()
+  set(source "${WORK}/all_headers.cu")
+  file(WRITE "${source}" "${text}")
+else()
+  set(source "${SOURCE}/tests/cuda/${STEM}.cpp")
+endif()
+step("${NVCC}" -x cu
   # CMake 3.25 does not know nvcc's C++20 mode; std::array in device code needs the second.
   -std=c++20 --expt-relaxed-constexpr
   -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a
   # g++ 12 sees overlapping copies in std::string (its bug 105651).
   -O3 -Werror all-warnings -Xcompiler -Wall,-Wextra,-Wno-restrict
-  -I "${SOURCE}/include" -I "${SOURCE}/tests")
-
-file(MAKE_DIRECTORY "${WORK}")
-file(GLOB sources "${SOURCE}/tests/cuda/test_*.cpp")
-file(GLOB_RECURSE headers RELATIVE "${SOURCE}/include" "${SOURCE}/include/emprl/*.cuh")
-set(all_headers "")
-foreach(header IN LISTS headers)
-  string(APPEND all_headers "#include \"${header}\"\n")
-endforeach()
-file(WRITE "${WORK}/all_headers.cu" "${all_headers}")
-list(APPEND sources "${WORK}/all_headers.cu")
-
-set(objects "")
-foreach(source IN LISTS sources)
-  cmake_path(GET source STEM stem)
-  step("${NVCC}" -x cu ${flags} -c "${source}" -o "${WORK}/${stem}.o")
-  list(APPEND objects "${WORK}/${stem}.o")
-endforeach()
-step("${NVCC}" ${MAIN} ${objects} -lcublasLt -o "${program}")
-list(LENGTH sources count)
-message(STATUS "${count} files compiled for sm_80 and sm_90a without a warning.")
+  -I "${SOURCE}/include" -I "${SOURCE}/tests" -c "${source}" -o "${WORK}/${STEM}.o")

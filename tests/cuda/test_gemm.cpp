@@ -156,7 +156,7 @@ TEST_CASE("gemm: no rows, no columns and no terms are products too", "[cuda][gem
   CHECK(sum.values().values == std::vector<double>(6, 0.0));
 }
 
-TEST_CASE("gemm: shapes that do not fit are named", "[cuda][gemm]") {
+TEST_CASE("gemm: shapes that do not fit are named on the GPU too", "[cuda][gemm]") {
   Cuda dev;
   Strided<float> const a(dev, 2, 3, 0), b(dev, 4, 5, 0), c(dev, 2, 5, 0);
   CHECK_THROWS_WITH(gemm(dev, Trans::no, Trans::no, 1.0f, a.view(), b.view(), 0.0f, c.view()),

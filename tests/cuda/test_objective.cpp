@@ -122,7 +122,10 @@ void check_gradients(std::vector<float> const& actual, std::vector<float> const&
   }
 }
 
-/// Not itemised, and of the entropy: loss = -A logp + (v - ret)^2 / 2 - 0.01 H.
+}  // namespace
+
+/// Outside of the unnamed namespace: nvcc would miss a call of its plain numbers, which only the
+/// concept asks for. Not itemised, and of the entropy: loss = -A logp + (v - ret)^2 / 2 - 0.01 H.
 struct Undecided {
   double coefficient = 0.01;
   template <class S>
@@ -131,8 +134,6 @@ struct Undecided {
     return S(-t.advantage) * logp + S(0.5) * error * error - S(coefficient) * entropy;
   }
 };
-
-}  // namespace
 
 TEMPLATE_TEST_CASE("objective: a kernel gives the CPU's gradients and sums", "[cuda][objective]",
                    PpoClipObjective, DualClipObjective) {
