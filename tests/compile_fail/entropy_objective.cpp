@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // An objective of the entropy needs an actor whose entropy can be trained.
 // expect: backward(dlogp, dvalues, dentropy, context)
-#include <cstdint>
-#include <span>
-#include <string>
-
-#include "emprl/rl/ppo.hpp"
+#include "compile_fail/spec_parts.hpp"
 
 using namespace emprl;
+using namespace parts;
 
-struct Actor {
+struct EntropyActor {
   using Scalar = float;
   struct Context {};
   using In = std::span<float const>;
@@ -21,27 +18,6 @@ struct Actor {
 #endif
 };
 
-struct Reference {
-  void logprobs(rl::TokenBatch const&, std::span<float>);
-};
-
-struct Reward {
-  void operator()(rl::EpisodeBatch const&, std::span<float>);
-};
-
-struct Draw {
-  Ragged operator()(RaggedView contexts, std::uint32_t step);
-};
-
-struct Decode {
-  std::string operator()(std::span<std::int32_t const>);
-};
-
-struct Descent {
-  void zero_gradients();
-  double step(double, double);
-};
-
-using Spec = rl::PpoSpec<Actor, Reference, Reward, Draw, Decode, Descent, rl::KlK1, rl::AdaptiveKl,
-                         rl::Gae, rl::EntropyBonus<rl::PpoClipObjective>>;
+using Spec = rl::PpoSpec<EntropyActor, Reference, Reward, Draw, Decode, Descent, rl::KlK1,
+                         rl::AdaptiveKl, rl::Gae, rl::EntropyBonus<rl::PpoClipObjective>>;
 static_assert(sizeof(rl::PpoTrainer<Spec>) > 0);
