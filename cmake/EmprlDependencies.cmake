@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Finds what the headers stand on and hangs it on emprl::emprl, emprl::io and emprl::text. Used by
+# Finds what the headers stand on and hangs it on emprl::emprl, emprl::io, emprl::text and emprl::cuda. Used by
 # the project's own build and by the installed package alike: a header library's optional parts are
 # those of the machine that compiles it, not of the machine that packed it.
 #
@@ -8,9 +8,13 @@
 #   oneDNN         optional: float matrix products; defines EMPRL_HAS_ONEDNN
 #   nlohmann-json  optional: emprl::io
 #   sentencepiece  optional: emprl::text
+#   CUDA toolkit   optional: emprl::cuda, for sources in the CUDA language
 
 option(EMPRL_WITH_OPENMP "Use OpenMP where it is found" ON)
 option(EMPRL_WITH_ONEDNN "Use oneDNN where it is found" ON)
+option(EMPRL_WITH_CUDA "Offer emprl::cuda where the CUDA toolkit is found" ON)
+set(EMPRL_CUDA_ARCHITECTURES "80;90a" CACHE STRING
+  "The GPUs that this project's own CUDA programs are compiled for")
 
 # A project that takes this one by add_subdirectory must see the packages' targets too.
 set(CMAKE_FIND_PACKAGE_TARGETS_GLOBAL ON)
@@ -83,6 +87,26 @@ if(EMPRL_SENTENCEPIECE_INCLUDE AND EMPRL_SENTENCEPIECE_LIBRARY AND EMPRL_SENTENC
         "emprl::emprl;${EMPRL_SENTENCEPIECE_TRAIN_LIBRARY};${EMPRL_SENTENCEPIECE_LIBRARY}")
   endif()
   list(APPEND emprl_parts "sentencepiece")
+endif()
+
+# Whoever links emprl::cuda enables the CUDA language and names the architectures (CMake's 'native'
+# fails where there is no GPU). CMake 3.25 does not know the C++20 mode of nvcc, so that it is asked
+# for by its flag; std::array and std::bit_cast in device code need the other one.
+if(EMPRL_WITH_CUDA)
+  find_package(CUDAToolkit 12 QUIET)
+  if(TARGET CUDA::cudart AND TARGET CUDA::cublasLt)
+    if(NOT TARGET emprl::cuda)
+      add_library(emprl::cuda INTERFACE IMPORTED GLOBAL)
+      set_target_properties(emprl::cuda PROPERTIES
+        INTERFACE_LINK_LIBRARIES "emprl::emprl;CUDA::cudart;CUDA::cublasLt"
+        INTERFACE_COMPILE_OPTIONS
+          "$<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>;$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>"
+        INTERFACE_COMPILE_DEFINITIONS
+          # fmt 9 under nvcc: where a program prints.
+          "$<$<COMPILE_LANGUAGE:CUDA>:FMT_USE_CONSTEXPR=1>")
+    endif()
+    list(APPEND emprl_parts "CUDA ${CUDAToolkit_VERSION}")
+  endif()
 endif()
 
 list(JOIN emprl_parts ", " emprl_parts)

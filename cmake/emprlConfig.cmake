@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# find_package(emprl [COMPONENTS io text]): emprl::emprl always, emprl::io and emprl::text where
-# nlohmann-json and sentencepiece are installed. A component asked for and absent is an error.
+# find_package(emprl [COMPONENTS io text cuda]): emprl::emprl always, emprl::io, emprl::text and
+# emprl::cuda where nlohmann-json, sentencepiece and the CUDA toolkit are installed. A component asked for and absent is an error.
 include("${CMAKE_CURRENT_LIST_DIR}/emprlTargets.cmake")
 unset(emprl_dependency_failed)
 include("${CMAKE_CURRENT_LIST_DIR}/EmprlDependencies.cmake")

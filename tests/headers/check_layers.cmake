@@ -25,6 +25,7 @@ set(package_nlohmann "^io/")
 set(package_sentencepiece "^text/")
 set(package_fmt "^$")
 set(package_cuda "^cuda/launch\\.cuh$")
+set(package_cublas "^cuda/products\\.cuh$")
 
 file(GLOB_RECURSE headers RELATIVE "${INCLUDE_DIR}/emprl"
   "${INCLUDE_DIR}/emprl/*.hpp" "${INCLUDE_DIR}/emprl/*.cuh")
@@ -69,7 +70,7 @@ foreach(header IN LISTS headers)
     if(line MATCHES "\\.cuh" AND header MATCHES "\\.hpp$")
       complain("emprl/${header}: a .hpp never includes a .cuh: ${line}")
     endif()
-    foreach(package IN ITEMS Eigen dnnl nlohmann sentencepiece fmt cuda)
+    foreach(package IN ITEMS Eigen dnnl nlohmann sentencepiece fmt cuda cublas)
       if(line MATCHES "[\"</]${package}" AND NOT line MATCHES "emprl/"
          AND NOT header MATCHES "${package_${package}}")
         complain("emprl/${header}: ${package} is not for this header: ${line}")

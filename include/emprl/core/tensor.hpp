@@ -220,7 +220,7 @@ class Tensor {
   index_t size() const { return buffer_.size(); }
   std::span<T> span() const { return buffer_.span(); }
   template <class... I>
-  T& operator()(I... i) const {
+  T& operator()(I... i) const requires(std::is_same_v<D, Cpu>) {
     return view_(i...);
   }
 

@@ -6,6 +6,7 @@
 #include "emprl/core/arena.hpp"
 #include "emprl/core/device.hpp"
 #include "emprl/cuda/memory.cuh"
+#include "emprl/cuda/products.cuh"
 
 namespace emprl {
 
@@ -23,6 +24,8 @@ struct Cuda {
   DeviceArena saved;
   /// Temporaries of one op or layer; released when it returns.
   DeviceArena scratch;
+  /// Matrix products: how exact, and by which algorithms.
+  cuda::Products products;
 
   /// @throws CudaError if there is no GPU, or none that the driver can use
   Cuda() {

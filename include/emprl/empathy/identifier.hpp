@@ -30,7 +30,7 @@ namespace emprl::empathy {
 inline constexpr index_t level_count = 3;
 
 /// An identifier's weights, under the names of the published EmpRL scripts.
-template <Scalar T, Device D>
+template <Element T, Device D>
 struct IdentifierParams {
   t5::Params<T, D> context_encoder;  // the encoder half only
   t5::Params<T, D> response_encoder;
@@ -57,11 +57,11 @@ struct IdentifierParams {
   }
 };
 
-template <Scalar T, Device D>
+template <Element T, Device D>
 using IdentifierParameters = nn::ParameterStore<IdentifierParams<T, D>, T, D>;
 
 /// An identifier without parameters of its own.
-template <Scalar T, Device D>
+template <Element T, Device D>
 class Identifier {
  public:
   struct Context {
@@ -80,7 +80,7 @@ class Identifier {
   explicit Identifier(t5::Config const& config)
       : config_((config.validate(), config)),
         encoder_(config),
-        attention_(1, T(1) / std::sqrt(static_cast<T>(config.d_model))) {}
+        attention_(1, Accumulator<T>(1) / std::sqrt(static_cast<Accumulator<T>>(config.d_model))) {}
 
   t5::Config const& config() const { return config_; }
 
@@ -88,8 +88,8 @@ class Identifier {
   void inference(D& dev, IdentifierParams<T, D> const& p, RaggedView contexts, RaggedView responses,
                  TensorView<T, 2, D> logits) const {
     ArenaScope scope(dev.scratch);
-    auto const source = t5::tokens_of(contexts);
-    auto const target = t5::tokens_of(responses);
+    auto const source = t5::tokens_of(dev, dev.scratch, contexts);
+    auto const target = t5::tokens_of(dev, dev.scratch, responses);
     auto memory = dev.scratch.template allocate<T, 2>({contexts.tokens(), config_.d_model});
     auto states = dev.scratch.template allocate<T, 2>({responses.tokens(), config_.d_model});
     auto attended = dev.scratch.template allocate<T, 2>(states.extents());
@@ -97,8 +97,10 @@ class Identifier {
     auto hidden = dev.scratch.template allocate<T, 2>({responses.rows(), config_.d_model / 2});
     encoder_.inference(dev, p.context_encoder, source, {}, memory);
     encoder_.inference(dev, p.response_encoder, target, {}, states);
-    attention_.inference(dev, p.attention, {memory, target.offsets, source.offsets, {}}, states,
-                         attended);
+    attention_.inference(
+        dev, p.attention,
+        {memory, target.offsets, source.offsets, {}, target.longest, source.longest}, states,
+        attended);
     add(dev, attended, states);
     segment_mean_forward(dev, pooled, attended, target.offsets);
     linear_forward(dev, hidden, pooled, p.hidden.weight, p.hidden.bias);
@@ -110,8 +112,8 @@ class Identifier {
   /// must outlive it.
   void forward(D& dev, IdentifierParams<T, D> const& p, RaggedView contexts, RaggedView responses,
                TensorView<T, 2, D> logits, Context& context, DropoutSites& sites) const {
-    auto const source = t5::tokens_of(contexts);
-    auto const target = t5::tokens_of(responses);
+    auto const source = t5::tokens_of(dev, dev.saved, contexts);
+    auto const target = t5::tokens_of(dev, dev.saved, responses);
     auto const saved = [&dev](index_t rows, index_t columns) {
       return dev.saved.template allocate<T, 2>({rows, columns});
     };
@@ -128,8 +130,10 @@ class Identifier {
     // The identifier's dropout falls on what attention adds, not on its probabilities.
     DropoutSites none;
     auto attended = saved(responses.tokens(), config_.d_model);
-    attention_.forward(dev, p.attention, {context.memory, target.offsets, source.offsets, {}},
-                       context.states, attended, context.attention, none);
+    attention_.forward(
+        dev, p.attention,
+        {context.memory, target.offsets, source.offsets, {}, target.longest, source.longest},
+        context.states, attended, context.attention, none);
     context.attention_dropout = sites.next();
     dropout_apply(dev, attended, context.attention_dropout);
     add(dev, attended, context.states);
@@ -143,8 +147,9 @@ class Identifier {
   }
 
   /// grads += .     dlogits (B, 3)
-  void backward(D& dev, IdentifierParams<T, D> const& p, IdentifierParams<T, D> const& grads,
-                In<T, 2, D> dlogits, Context const& context) const {
+  void backward(D& dev, IdentifierParams<T, D> const& p,
+                IdentifierParams<Accumulator<T>, D> const& grads, In<T, 2, D> dlogits,
+                Context const& context) const {
     ArenaScope scope(dev.scratch);
     auto dhidden = dev.scratch.template allocate<T, 2>(context.activated.extents());
     auto dpooled = dev.scratch.template allocate<T, 2>(context.pooled.extents());
@@ -161,7 +166,7 @@ class Identifier {
     segment_mean_backward(dev, dstates, dpooled, context.response_offsets);
     copy(dev, dattended, dstates);
     dropout_apply(dev, dattended, context.attention_dropout);
-    fill(dev, dmemory, T(0));
+    clear(dev, dmemory);
     attention_.backward(dev, p.attention, grads.attention, dattended, dquery, dmemory,
                         context.attention, {});
     add(dev, dstates, dquery);

@@ -21,10 +21,11 @@ struct PrefixKeys {
 /// What self-attention needs beside its input: the rows' extents, and what is added to their keys.
 template <class T, class D>
 struct SelfAttentionInputs {
-  TensorView<index_t const, 1, D> offsets;  // (B+1)
-  TensorView<T const, 2, D> bias;           // (H, R), empty for none
+  TensorView<index_t const, 1, D> offsets;      // (B+1)
+  TensorView<Accumulator<T> const, 2, D> bias;  // (H, R), empty for none
   index_t bias_first = 0;
   PrefixKeys<T, D> prefix;
+  index_t longest = 0;  // the longest row; 0 for not known, which costs time on a GPU
 };
 
 /// What cross-attention needs beside its query input.
@@ -34,10 +35,12 @@ struct CrossAttentionInputs {
   TensorView<index_t const, 1, D> offsets;  // (B+1) of the queries
   TensorView<index_t const, 1, D> memory_offsets;
   PrefixKeys<T, D> prefix;
+  index_t longest = 0;  // the longest row of queries, and of the memory; 0 for not known
+  index_t memory_longest = 0;
 };
 
 /// The projections of an attention layer. T5's have no biases; the empathy identifier's have.
-template <Scalar T, Device D>
+template <Element T, Device D>
 struct AttentionParams {
   TensorView<T, 2, D> q, k, v;                 // (H*Dh, C), neighbours in memory
   TensorView<T, 2, D> o;                       // (C, H*Dh)
@@ -50,7 +53,7 @@ namespace detail {
 /// The attention op's inputs, from the views of a layer.
 template <class T, class D>
 AttentionInputs<T, D> attention_inputs(In<T, 2, D> q, In<T, 2, D> k, In<T, 2, D> v, index_t heads,
-                                       T scale, PrefixKeys<T, D> const& prefix,
+                                       Accumulator<T> scale, PrefixKeys<T, D> const& prefix,
                                        DropoutKey dropout) {
   AttentionInputs<T, D> in;
   in.q = q;
@@ -67,16 +70,17 @@ AttentionInputs<T, D> attention_inputs(In<T, 2, D> q, In<T, 2, D> k, In<T, 2, D>
 }  // namespace detail
 
 /// y = W_o attention(W_q x, W_k x, W_v x).      N rows, C model, H heads of width Dh.
-template <Scalar T, Device D>
+template <Element T, Device D>
 class SelfAttention {
  public:
   using Params = AttentionParams<T, D>;
+  using Gradients = AttentionParams<Accumulator<T>, D>;
   struct Context {
     TensorView<T const, 2, D> x;  // (N, C), borrowed
     SelfAttentionInputs<T, D> inputs;
-    TensorView<T, 2, D> qkv;    // (N, 3*H*Dh)
-    TensorView<T, 2, D> mixed;  // (N, H*Dh), before W_o
-    TensorView<T, 2, D> lse;    // (H, N)
+    TensorView<T, 2, D> qkv;               // (N, 3*H*Dh)
+    TensorView<T, 2, D> mixed;             // (N, H*Dh), before W_o
+    TensorView<Accumulator<T>, 2, D> lse;  // (H, N)
     DropoutKey dropout;
   };
 
@@ -100,7 +104,7 @@ class SelfAttention {
     context.dropout = sites.next();
     context.qkv = dev.saved.template allocate<T, 2>({x.extent(0), 3 * width});
     context.mixed = dev.saved.template allocate<T, 2>({x.extent(0), width});
-    context.lse = dev.saved.template allocate<T, 2>({heads_, x.extent(0)});
+    context.lse = dev.saved.template allocate<Accumulator<T>, 2>({heads_, x.extent(0)});
     linear_forward(dev, context.qkv, x, stacked(p.q, p.k, p.v));
     attention_forward(dev, context.mixed, context.lse,
                       op_inputs(inputs, context.qkv, context.dropout));
@@ -108,9 +112,10 @@ class SelfAttention {
   }
 
   /// grads, dbias, dprefix += (empty views: not needed); dx = .
-  void backward(D& dev, Params const& p, Params const& grads, In<T, 2, D> dy,
-                TensorView<T, 2, D> dx, Context const& context, TensorView<T, 2, D> dbias,
-                PrefixKeys<T, D> const& dprefix) const {
+  void backward(D& dev, Params const& p, Gradients const& grads, In<T, 2, D> dy,
+                TensorView<T, 2, D> dx, Context const& context,
+                TensorView<Accumulator<T>, 2, D> dbias,
+                PrefixKeys<Accumulator<T>, D> const& dprefix) const {
     ArenaScope scope(dev.scratch);
     index_t const width = p.q.extent(0);
     auto dmixed = dev.scratch.template allocate<T, 2>({dy.extent(0), width});
@@ -134,10 +139,12 @@ class SelfAttention {
                                   DropoutKey dropout) const {
     index_t const width = qkv.extent(1) / 3;
     auto in = detail::attention_inputs<T, D>(qkv.columns(0, width), qkv.columns(width, 2 * width),
-                                             qkv.columns(2 * width, 3 * width), heads_, T(1),
+                                             qkv.columns(2 * width, 3 * width), heads_, 1,
                                              inputs.prefix, dropout);
     in.q_offsets = inputs.offsets;
     in.k_offsets = inputs.offsets;
+    in.longest_queries = inputs.longest;
+    in.longest_keys = inputs.longest;
     in.mask = mask_;
     in.bias = inputs.bias;
     in.bias_first = inputs.bias_first;
@@ -150,21 +157,22 @@ class SelfAttention {
 
 /// y = W_o attention(W_q x, W_k memory, W_v memory) (+ biases).      Nq, Nk rows, C model, H heads
 /// of width Dh.
-template <Scalar T, Device D>
+template <Element T, Device D>
 class CrossAttention {
  public:
   using Params = AttentionParams<T, D>;
+  using Gradients = AttentionParams<Accumulator<T>, D>;
   struct Context {
     TensorView<T const, 2, D> x;  // (Nq, C), borrowed
     CrossAttentionInputs<T, D> inputs;
-    TensorView<T, 2, D> q;      // (Nq, H*Dh)
-    TensorView<T, 2, D> kv;     // (Nk, 2*H*Dh)
-    TensorView<T, 2, D> mixed;  // (Nq, H*Dh), before W_o
-    TensorView<T, 2, D> lse;    // (H, Nq)
+    TensorView<T, 2, D> q;                 // (Nq, H*Dh)
+    TensorView<T, 2, D> kv;                // (Nk, 2*H*Dh)
+    TensorView<T, 2, D> mixed;             // (Nq, H*Dh), before W_o
+    TensorView<Accumulator<T>, 2, D> lse;  // (H, Nq)
     DropoutKey dropout;
   };
 
-  CrossAttention(index_t heads, T scale) : heads_(heads), scale_(scale) {}
+  CrossAttention(index_t heads, Accumulator<T> scale) : heads_(heads), scale_(scale) {}
 
   /// Keys and values of the memory, side by side in kv (Nk, 2*H*Dh). Decoding computes them once
   /// and caches them.
@@ -194,7 +202,7 @@ class CrossAttention {
     context.q = dev.saved.template allocate<T, 2>({x.extent(0), width});
     context.kv = dev.saved.template allocate<T, 2>({inputs.memory.extent(0), 2 * width});
     context.mixed = dev.saved.template allocate<T, 2>({x.extent(0), width});
-    context.lse = dev.saved.template allocate<T, 2>({heads_, x.extent(0)});
+    context.lse = dev.saved.template allocate<Accumulator<T>, 2>({heads_, x.extent(0)});
     linear_forward(dev, context.q, x, p.q, p.q_bias);
     project_memory(dev, p, inputs.memory, context.kv);
     attention_forward(dev, context.mixed, context.lse,
@@ -203,9 +211,9 @@ class CrossAttention {
   }
 
   /// grads, dprefix += ; dx = ; dmemory += (empty views: not needed).
-  void backward(D& dev, Params const& p, Params const& grads, In<T, 2, D> dy,
+  void backward(D& dev, Params const& p, Gradients const& grads, In<T, 2, D> dy,
                 TensorView<T, 2, D> dx, TensorView<T, 2, D> dmemory, Context const& context,
-                PrefixKeys<T, D> const& dprefix) const {
+                PrefixKeys<Accumulator<T>, D> const& dprefix) const {
     ArenaScope scope(dev.scratch);
     index_t const width = p.q.extent(0);
     auto dmixed = dev.scratch.template allocate<T, 2>({dy.extent(0), width});
@@ -233,11 +241,13 @@ class CrossAttention {
                                              heads_, scale_, inputs.prefix, dropout);
     in.q_offsets = inputs.offsets;
     in.k_offsets = inputs.memory_offsets;
+    in.longest_queries = inputs.longest;
+    in.longest_keys = inputs.memory_longest;
     return in;
   }
 
   index_t heads_;
-  T scale_;
+  Accumulator<T> scale_;
 };
 
 }  // namespace emprl::nn

@@ -14,7 +14,7 @@ enum class Activation { relu, gated_gelu };
 
 /// y = W_o dropout(relu(W_i x))   or   y = W_o dropout(gelu_new(W_i0 x) * W_i1 x).      N rows, C
 /// model, F feed-forward.
-template <Scalar T, Device D>
+template <Element T, Device D>
 class FeedForward {
  public:
   struct Params {
@@ -22,6 +22,7 @@ class FeedForward {
     TensorView<T, 2, D> wg;  // (F, C), the linear part of the gated form; empty for ReLU
     TensorView<T, 2, D> wo;  // (C, F)
   };
+  using Gradients = typename FeedForward<Accumulator<T>, D>::Params;
   struct Context {
     TensorView<T const, 2, D> x;    // (N, C), borrowed
     TensorView<T, 2, D> projected;  // (N, 2F) before the activation, gated form only
@@ -68,7 +69,7 @@ class FeedForward {
   }
 
   /// grads += ; dx = .
-  void backward(D& dev, Params const& p, Params const& grads, In<T, 2, D> dy,
+  void backward(D& dev, Params const& p, Gradients const& grads, In<T, 2, D> dy,
                 TensorView<T, 2, D> dx, Context const& context) const {
     ArenaScope scope(dev.scratch);
     index_t const n = dy.extent(0);

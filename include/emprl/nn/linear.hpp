@@ -11,7 +11,7 @@
 namespace emprl::nn {
 
 /// A linear layer; without a bias, `bias` is empty. N rows, I inputs, O outputs.
-template <Scalar T, Device D>
+template <Element T, Device D>
 class Linear {
  public:
   struct Params {
@@ -25,6 +25,7 @@ class Linear {
       f(prefix + ".bias", bias, std::array<index_t, 1>{outputs});
     }
   };
+  using Gradients = typename Linear<Accumulator<T>, D>::Params;
   struct Context {
     TensorView<T const, 2, D> x;  // (N, I), borrowed: must live until backward
   };
@@ -38,7 +39,7 @@ class Linear {
     inference(dev, p, x, y);
   }
   /// grads += ; dx = (empty: not needed).
-  void backward(D& dev, Params const& p, Params const& grads, In<T, 2, D> dy,
+  void backward(D& dev, Params const& p, Gradients const& grads, In<T, 2, D> dy,
                 TensorView<T, 2, D> dx, Context const& context) const {
     linear_backward(dev, dx, grads.weight, grads.bias, dy, context.x, p.weight);
   }

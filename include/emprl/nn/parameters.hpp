@@ -10,12 +10,14 @@
 // (query, key, value) can be used as one matrix.
 
 #include <array>
+#include <concepts>
 #include <string>
 #include <vector>
 
 #include "emprl/core/device.hpp"
 #include "emprl/core/scalar.hpp"
 #include "emprl/core/tensor.hpp"
+#include "emprl/core/transfer.hpp"
 
 namespace emprl::nn {
 
@@ -29,39 +31,55 @@ struct ParameterInfo {
 
 /// The flat memory and the views into it. P is the struct of views; Config is what its `visit`
 /// needs to know the shapes.
-template <class P, Scalar T, Device D>
+template <class P, Element T, Device D>
 class ParameterStore {
  public:
   ParameterStore() = default;
 
-  /// Allocates all parameters, set to zero.
+  /// Allocates all parameters in host memory, set to zero.
   template <class Config>
-  explicit ParameterStore(Config const& config) {
+  explicit ParameterStore(Config const& config) requires(std::same_as<D, Cpu>) {
+    lay_out(config);
+    data_.fill(T(0));
+  }
+
+  /// Allocates all parameters in the device's memory, set to zero in the order of its work.
+  template <class Config>
+  ParameterStore(D& dev, Config const& config) {
+    lay_out(config);
+    clear(dev, all());
+  }
+
+  P const& views() const { return views_; }
+  /// All of them as one vector. Two stores of the same configuration have the same layout on every
+  /// device: one copy sets one from the other.
+  TensorView<T, 1, D> all() const { return {data_.data(), {data_.size()}}; }
+  std::span<T> span() const requires(std::same_as<D, Cpu>) { return data_.span(); }
+  std::vector<ParameterInfo> const& infos() const { return infos_; }
+  index_t size() const { return data_.size(); }
+
+  /// The elements of one parameter.
+  std::span<T> span(ParameterInfo const& info) const requires(std::same_as<D, Cpu>) {
+    return data_.span().subspan(static_cast<std::size_t>(info.offset),
+                                static_cast<std::size_t>(info.size));
+  }
+
+ private:
+  template <class Config>
+  void lay_out(Config const& config) {
     index_t total = 0;
     views_.visit(config, [&](std::string name, auto&, auto extents) {
       index_t const size = checked_size(extents, sizeof(T));
       infos_.push_back({std::move(name), {extents.begin(), extents.end()}, total, size});
       total += size;
     });
-    data_ = Buffer<T, D>(total, T(0));
+    data_ = Buffer<T, D>(total);
     std::size_t next = 0;
     views_.visit(config, [&](std::string const&, auto& view, auto extents) {
       view = {data_.data() + infos_[next++].offset, extents};
     });
   }
 
-  P const& views() const { return views_; }
-  std::span<T> span() const { return data_.span(); }
-  std::vector<ParameterInfo> const& infos() const { return infos_; }
-  index_t size() const { return data_.size(); }
-
-  /// The elements of one parameter.
-  std::span<T> span(ParameterInfo const& info) const {
-    return data_.span().subspan(static_cast<std::size_t>(info.offset),
-                                static_cast<std::size_t>(info.size));
-  }
-
- private:
   P views_;
   Buffer<T, D> data_;
   std::vector<ParameterInfo> infos_;

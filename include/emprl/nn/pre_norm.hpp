@@ -13,16 +13,17 @@ namespace emprl::nn {
 
 /// The residual branch around a sub-layer that its caller supplies as a function of (normalised
 /// input, output).
-template <Scalar T, Device D>
+template <Element T, Device D>
 class PreNorm {
  public:
   struct Params {
     TensorView<T, 1, D> weight;  // (C)
   };
+  using Gradients = typename PreNorm<Accumulator<T>, D>::Params;
   struct Context {
-    TensorView<T const, 2, D> x;  // (N, C), borrowed
-    TensorView<T, 2, D> normed;   // (N, C)
-    TensorView<T, 1, D> rstd;     // (N)
+    TensorView<T const, 2, D> x;            // (N, C), borrowed
+    TensorView<T, 2, D> normed;             // (N, C)
+    TensorView<Accumulator<T>, 1, D> rstd;  // (N)
     DropoutKey dropout;
   };
 
@@ -45,7 +46,7 @@ class PreNorm {
                DropoutSites& sites, F&& f) const {
     context.x = x;
     context.normed = dev.saved.template allocate<T, 2>(x.extents());
-    context.rstd = dev.saved.template allocate<T, 1>({x.extent(0)});
+    context.rstd = dev.saved.template allocate<Accumulator<T>, 1>({x.extent(0)});
     rms_norm_forward(dev, context.normed, context.rstd, x, p.weight, eps_);
     f(In<T, 2, D>(context.normed), y);
     context.dropout = sites.next();
@@ -56,7 +57,7 @@ class PreNorm {
   /// On entry dx holds dy; on return the gradient of x. f_backward(dbranch, dnormed) writes
   /// dnormed. grads += .
   template <class F>
-  void backward(D& dev, Params const& p, Params const& grads, TensorView<T, 2, D> dx,
+  void backward(D& dev, Params const& p, Gradients const& grads, TensorView<T, 2, D> dx,
                 Context const& context, F&& f_backward) const {
     ArenaScope scope(dev.scratch);
     auto dbranch = dev.scratch.template allocate<T, 2>(dx.extents());

@@ -32,8 +32,9 @@ namespace emprl {
 enum class Mask { full, causal };
 
 /// The inputs that both directions of attention share. Dimensions: Nq, Nk packed query and key
-/// rows; H heads of width Dh side by side in H*Dh columns; P prefix keys; R distances.
-template <Scalar T, Device D>
+/// rows; H heads of width Dh side by side in H*Dh columns; P prefix keys; R distances. T is a
+/// Scalar, or on the GPU a 16-bit format.
+template <class T, Device D>
 struct AttentionInputs {
   TensorView<T const, 2, D> q;                // (Nq, H*Dh)
   TensorView<T const, 2, D> k;                // (Nk, H*Dh)
@@ -41,19 +42,25 @@ struct AttentionInputs {
   TensorView<index_t const, 1, D> q_offsets;  // (B+1)
   TensorView<index_t const, 1, D> k_offsets;  // (B+1)
   index_t heads = 1;
-  T scale = T(1);
+  Accumulator<T> scale = 1;
   Mask mask = Mask::full;
-  TensorView<T const, 2, D> bias;      // (H, R), empty for none
-  index_t bias_first = 0;              // the distance of bias column 0
-  TensorView<T const, 2, D> prefix_k;  // (P, H*Dh), empty for none
-  TensorView<T const, 2, D> prefix_v;  // (P, H*Dh)
-  DropoutKey dropout;                  // on the probabilities
+  TensorView<Accumulator<T> const, 2, D> bias;  // (H, R), empty for none
+  index_t bias_first = 0;                       // the distance of bias column 0
+  TensorView<T const, 2, D> prefix_k;           // (P, H*Dh), empty for none
+  TensorView<T const, 2, D> prefix_v;           // (P, H*Dh)
+  DropoutKey dropout;                           // on the probabilities
+  /// The most queries and the most keys, prefix aside, of a ragged row: what the host must know
+  /// where it cannot read the offsets. 0 for "not known": then as if one row held all, which is
+  /// right and slower. The CPU does not look at them.
+  index_t longest_queries = 0;
+  index_t longest_keys = 0;
 };
 
 namespace detail {
 
-template <Scalar T>
-void check_attention(AttentionInputs<T, Cpu> const& in) {
+/// What can be checked without reading offsets.
+template <class T, class D>
+void check_attention_shapes(AttentionInputs<T, D> const& in) {
   index_t const width = in.q.extent(1);
   expects(in.heads > 0 && width % in.heads == 0,
           "attention: the columns of q must divide among the heads");
@@ -61,6 +68,25 @@ void check_attention(AttentionInputs<T, Cpu> const& in) {
           "attention: q, k and v must have the same columns, k and v the same rows");
   expects(in.q_offsets.extent(0) == in.k_offsets.extent(0) && in.q_offsets.extent(0) >= 1,
           "attention: queries and keys must have the same number of ragged rows");
+  expects(in.prefix_k.extents() == in.prefix_v.extents() &&
+              (in.prefix_k.empty() || in.prefix_k.extent(1) == width),
+          "attention: prefix keys and values must have the same shape, as wide as q");
+  expects(in.bias.empty() || in.bias.extent(0) == in.heads,
+          "attention: the bias needs one row a head");
+}
+
+/// @throws ShapeError unless the bias table has every distance in a row of such lengths
+template <class T, class D>
+void check_bias_reach(AttentionInputs<T, D> const& in, index_t queries, index_t keys) {
+  if (in.bias.empty() || queries == 0 || keys == 0) return;
+  index_t const furthest = in.mask == Mask::causal ? 0 : keys - 1;
+  expects(-(queries - 1) >= in.bias_first && furthest < in.bias_first + in.bias.extent(1),
+          "attention: the bias does not reach the longest distance in the batch");
+}
+
+template <Scalar T>
+void check_attention(AttentionInputs<T, Cpu> const& in) {
+  check_attention_shapes(in);
   index_t const last = in.q_offsets.extent(0) - 1;
   bool rising = in.q_offsets(0) == 0 && in.k_offsets(0) == 0 &&
                 in.q_offsets(last) == in.q.extent(0) && in.k_offsets(last) == in.k.extent(0);
@@ -69,18 +95,9 @@ void check_attention(AttentionInputs<T, Cpu> const& in) {
         rising && in.q_offsets(b) <= in.q_offsets(b + 1) && in.k_offsets(b) <= in.k_offsets(b + 1);
   }
   expects(rising, "attention: offsets must rise from 0 to the number of packed rows");
-  expects(in.prefix_k.extents() == in.prefix_v.extents() &&
-              (in.prefix_k.empty() || in.prefix_k.extent(1) == width),
-          "attention: prefix keys and values must have the same shape, as wide as q");
-  if (in.bias.empty()) return;
-  expects(in.bias.extent(0) == in.heads, "attention: the bias needs one row a head");
   for (index_t b = 0; b < last; ++b) {
-    index_t const tq = in.q_offsets(b + 1) - in.q_offsets(b);
-    index_t const tk = in.k_offsets(b + 1) - in.k_offsets(b);
-    if (tq == 0 || tk == 0) continue;
-    index_t const furthest = in.mask == Mask::causal ? 0 : tk - 1;
-    expects(-(tq - 1) >= in.bias_first && furthest < in.bias_first + in.bias.extent(1),
-            "attention: the bias does not reach the longest distance in the batch");
+    check_bias_reach(in, in.q_offsets(b + 1) - in.q_offsets(b),
+                     in.k_offsets(b + 1) - in.k_offsets(b));
   }
 }
 
@@ -224,14 +241,14 @@ void attention_forward(Cpu& dev, Out<T, 2, Cpu> o, OptionalOut<T, 2, Cpu> lse,
 }
 
 /// The gradients that attention_backward writes.
-template <Scalar T, Device D>
+template <class T, Device D>
 struct AttentionGradients {
-  TensorView<T, 2, D> dq;         // (Nq, H*Dh), =
-  TensorView<T, 2, D> dk;         // (Nk, H*Dh), =
-  TensorView<T, 2, D> dv;         // (Nk, H*Dh), =
-  TensorView<T, 2, D> dbias;      // (H, R), +=, empty if not needed
-  TensorView<T, 2, D> dprefix_k;  // (P, H*Dh), +=, empty if not needed
-  TensorView<T, 2, D> dprefix_v;  // (P, H*Dh), +=
+  TensorView<T, 2, D> dq;                      // (Nq, H*Dh), =
+  TensorView<T, 2, D> dk;                      // (Nk, H*Dh), =
+  TensorView<T, 2, D> dv;                      // (Nk, H*Dh), =
+  TensorView<Accumulator<T>, 2, D> dbias;      // (H, R), +=, empty if not needed
+  TensorView<Accumulator<T>, 2, D> dprefix_k;  // (P, H*Dh), +=, empty if not needed
+  TensorView<Accumulator<T>, 2, D> dprefix_v;  // (P, H*Dh), +=
 };
 
 /// Gradients of attention_forward. With p recomputed from lse and f the dropout factors:

@@ -42,24 +42,25 @@ void sum_rows(Cpu& dev, Out<T, 1, Cpu> db, In<T, 2, Cpu> dy) {
 /// @param weight (O, I)
 /// @param bias (O), or empty for none
 /// @throws ShapeError if extents disagree
-template <Scalar T, Device D>
+template <Element T, Device D>
 void linear_forward(D& dev, Out<T, 2, D> y, In<T, 2, D> x, In<T, 2, D> weight,
                     In<T, 1, D> bias = {}) {
-  gemm(dev, Trans::no, Trans::yes, T(1), x, weight, T(0), y);
+  gemm(dev, Trans::no, Trans::yes, 1, x, weight, 0, y);
   if (!bias.empty()) add_bias(dev, y, bias);
 }
 
 /// dx = dy W (or +=, by `write`),  dweight += dy^T x,  dbias += sum_n dy.
 /// Empty views for dx, dweight or dbias mean that the gradient is not needed and is not computed.
 /// @throws ShapeError if extents disagree
-template <Scalar T, Device D>
-void linear_backward(D& dev, Out<T, 2, D> dx, OptionalOut<T, 2, D> dweight,
-                     OptionalOut<T, 1, D> dbias, In<T, 2, D> dy, In<T, 2, D> x, In<T, 2, D> weight,
-                     Write write = Write::overwrite) {
-  if (!dweight.empty()) gemm(dev, Trans::yes, Trans::no, T(1), dy, x, T(1), dweight);
+template <Element T, Device D>
+void linear_backward(D& dev, Out<T, 2, D> dx, OptionalOut<Accumulator<T>, 2, D> dweight,
+                     OptionalOut<Accumulator<T>, 1, D> dbias, In<T, 2, D> dy, In<T, 2, D> x,
+                     In<T, 2, D> weight, Write write = Write::overwrite) {
+  if (!dweight.empty()) gemm(dev, Trans::yes, Trans::no, 1, dy, x, 1, dweight);
   if (!dbias.empty()) sum_rows(dev, dbias, dy);
   if (!dx.empty()) {
-    gemm(dev, Trans::no, Trans::no, T(1), dy, weight, write == Write::overwrite ? T(0) : T(1), dx);
+    Accumulator<T> const keep = write == Write::overwrite ? 0 : 1;
+    gemm(dev, Trans::no, Trans::no, 1, dy, weight, keep, dx);
   }
 }
 

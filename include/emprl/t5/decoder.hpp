@@ -13,7 +13,7 @@
 
 namespace emprl::t5 {
 
-template <Scalar T, Device D>
+template <Element T, Device D>
 class Decoder {
  public:
   struct BlockContext {
@@ -27,21 +27,21 @@ class Decoder {
     DropoutKey embedding_dropout, final_dropout;
     ExpandedBias<T, D> bias;
     std::vector<BlockContext> blocks;
-    TensorView<T, 2, D> last;  // (N, C), before the final norm
-    TensorView<T, 1, D> rstd;  // (N), of the final norm
+    TensorView<T, 2, D> last;               // (N, C), before the final norm
+    TensorView<Accumulator<T>, 1, D> rstd;  // (N), of the final norm
   };
 
   explicit Decoder(Config const& config)
       : config_(config),
         norm_(config.layer_norm_epsilon),
         self_attention_(config.num_heads, Mask::causal),
-        cross_attention_(config.num_heads, T(1)),
+        cross_attention_(config.num_heads, 1),
         feed_forward_(config.feed_forward) {}
 
   /// y (N, C) = the hidden state from which each token's successor is predicted, without dropout.
-  /// @param memory (Nk, C), the encoder's output, rows as memory_offsets says
+  /// @param memory (Nk, C), the encoder's output for the tokens of `source`
   void inference(D& dev, Params<T, D> const& p, Tokens<D> const& tokens, In<T, 2, D> memory,
-                 TensorView<index_t const, 1, D> memory_offsets, Prefixes<T, D> const& prefixes,
+                 Tokens<D> const& source, Prefixes<T, D> const& prefixes,
                  TensorView<T, 2, D> y) const {
     ArenaScope scope(dev.scratch);
     auto bias = expand_bias(dev, dev.scratch, p, tokens.longest);
@@ -56,8 +56,7 @@ class Decoder {
       });
       norm_.inference(dev, block.cross_norm, x, [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
         cross_attention_.inference(dev, block.cross_attention,
-                                   cross_inputs(tokens, memory, memory_offsets, prefixes, layer), n,
-                                   out);
+                                   cross_inputs(tokens, memory, source, prefixes, layer), n, out);
       });
       norm_.inference(dev, block.feed_forward_norm, x, [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
         feed_forward_.inference(dev, block.feed_forward, n, out);
@@ -68,8 +67,8 @@ class Decoder {
 
   /// As inference, with dropout, keeping in dev.saved what backward needs.
   void forward(D& dev, Params<T, D> const& p, Tokens<D> const& tokens, In<T, 2, D> memory,
-               TensorView<index_t const, 1, D> memory_offsets, Prefixes<T, D> const& prefixes,
-               TensorView<T, 2, D> y, Context& context, DropoutSites& sites) const {
+               Tokens<D> const& source, Prefixes<T, D> const& prefixes, TensorView<T, 2, D> y,
+               Context& context, DropoutSites& sites) const {
     context.tokens = tokens;
     context.bias = expand_bias(dev, dev.saved, p, tokens.longest);
     context.blocks.resize(p.decoder.blocks.size());
@@ -96,7 +95,7 @@ class Decoder {
                     [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
                       cross_attention_.forward(
                           dev, block.cross_attention,
-                          cross_inputs(tokens, memory, memory_offsets, prefixes, layer), n, out,
+                          cross_inputs(tokens, memory, source, prefixes, layer), n, out,
                           saved.cross_attention, sites);
                     });
       x = allocate();
@@ -107,30 +106,30 @@ class Decoder {
                     });
     }
     context.last = x;
-    context.rstd = dev.saved.template allocate<T, 1>({tokens.ids.extent(0)});
+    context.rstd = dev.saved.template allocate<Accumulator<T>, 1>({tokens.ids.extent(0)});
     rms_norm_forward(dev, y, context.rstd, x, p.decoder.final_norm, config_.layer_norm_epsilon);
     context.final_dropout = sites.next();
     dropout_apply(dev, y, context.final_dropout);
   }
 
   /// grads, dprefixes, dmemory += (empty views: not needed). dy (N, C) is used up.
-  void backward(D& dev, Params<T, D> const& p, Params<T, D> const& grads,
-                Prefixes<T, D> const& dprefixes, TensorView<T, 2, D> dy,
+  void backward(D& dev, Params<T, D> const& p, Params<Accumulator<T>, D> const& grads,
+                Prefixes<Accumulator<T>, D> const& dprefixes, TensorView<T, 2, D> dy,
                 TensorView<T, 2, D> dmemory, Context const& context) const {
     ArenaScope scope(dev.scratch);
     dropout_apply(dev, dy, context.final_dropout);
     auto dx = dev.scratch.template allocate<T, 2>(dy.extents());
     rms_norm_backward(dev, dx, grads.decoder.final_norm, dy, context.last, p.decoder.final_norm,
                       context.rstd, Write::overwrite);
-    TensorView<T, 2, D> dbias;
+    TensorView<Accumulator<T>, 2, D> dbias;
     if (!grads.decoder.relative_bias.empty()) {
-      dbias = dev.scratch.template allocate<T, 2>(context.bias.bias.extents());
-      fill(dev, dbias, T(0));
+      dbias = dev.scratch.template allocate<Accumulator<T>, 2>(context.bias.bias.extents());
+      clear(dev, dbias);
     }
-    BlockParams<T, D> const frozen;
+    BlockParams<Accumulator<T>, D> const frozen;
     for (std::size_t i = p.decoder.blocks.size(); i-- > 0;) {
       BlockParams<T, D> const& block = p.decoder.blocks[i];
-      BlockParams<T, D> const& dblock =
+      BlockParams<Accumulator<T>, D> const& dblock =
           grads.decoder.blocks.empty() ? frozen : grads.decoder.blocks[i];
       BlockContext const& saved = context.blocks[i];
       auto const layer = static_cast<index_t>(i);
@@ -141,17 +140,17 @@ class Decoder {
                      });
       norm_.backward(dev, block.cross_norm, dblock.cross_norm, dx, saved.cross_norm,
                      [&](In<T, 2, D> dout, TensorView<T, 2, D> dn) {
-                       cross_attention_.backward(
-                           dev, block.cross_attention, dblock.cross_attention, dout, dn, dmemory,
-                           saved.cross_attention,
-                           Prefixes<T, D>::layer(dprefixes.cross, layer, config_.inner()));
+                       cross_attention_.backward(dev, block.cross_attention, dblock.cross_attention,
+                                                 dout, dn, dmemory, saved.cross_attention,
+                                                 Prefixes<Accumulator<T>, D>::layer(
+                                                     dprefixes.cross, layer, config_.inner()));
                      });
       norm_.backward(dev, block.self_norm, dblock.self_norm, dx, saved.self_norm,
                      [&](In<T, 2, D> dout, TensorView<T, 2, D> dn) {
-                       self_attention_.backward(
-                           dev, block.self_attention, dblock.self_attention, dout, dn,
-                           saved.self_attention, dbias,
-                           Prefixes<T, D>::layer(dprefixes.decoder, layer, config_.inner()));
+                       self_attention_.backward(dev, block.self_attention, dblock.self_attention,
+                                                dout, dn, saved.self_attention, dbias,
+                                                Prefixes<Accumulator<T>, D>::layer(
+                                                    dprefixes.decoder, layer, config_.inner()));
                      });
     }
     if (!dbias.empty()) {
@@ -194,21 +193,22 @@ class Decoder {
     embedding_forward(dev, x, p.shared, ids);
 
     // The newest key stands at distance 0, the oldest at -position.
-    auto bias = dev.scratch.template allocate<T, 2>({config_.num_heads, position + 1});
+    auto bias = dev.scratch.template allocate<Accumulator<T>, 2>({config_.num_heads, position + 1});
     relative_bias_forward(dev, bias, p.decoder.relative_bias, -position, buckets());
-    auto self_begin = dev.scratch.template allocate<index_t, 1>({active});
-    auto self_length = dev.scratch.template allocate<index_t, 1>({active});
-    auto memory_begin = dev.scratch.template allocate<index_t, 1>({active});
-    auto memory_length = dev.scratch.template allocate<index_t, 1>({active});
-    for (index_t a = 0; a < active; ++a) {
-      index_t const row = rows[static_cast<std::size_t>(a)];
+    // For each active row where its own and its context's keys begin, and how many there are.
+    std::vector<index_t> ranges(4 * rows.size());
+    for (std::size_t a = 0; a < rows.size(); ++a) {
+      index_t const row = rows[a];
       expects(row >= 0 && row < cache.rows, "decoding: a row is not in the cached batch");
       auto const u = static_cast<std::size_t>(row);
-      self_begin(a) = row * cache.capacity;
-      self_length(a) = position + 1;
-      memory_begin(a) = cache.memory_offsets[u];
-      memory_length(a) = cache.memory_offsets[u + 1] - cache.memory_offsets[u];
+      index_t* const to = ranges.data() + a;
+      to[0] = row * cache.capacity;
+      to[rows.size()] = position + 1;
+      to[2 * rows.size()] = cache.memory_offsets[u];
+      to[3 * rows.size()] = cache.memory_offsets[u + 1] - cache.memory_offsets[u];
     }
+    auto const all_ranges = on_device(dev, dev.scratch, std::span<index_t const>(ranges));
+    auto const range = [&](index_t i) { return all_ranges.rows(i * active, (i + 1) * active); };
 
     for (std::size_t i = 0; i < p.decoder.blocks.size(); ++i) {
       BlockParams<T, D> const& block = p.decoder.blocks[i];
@@ -221,15 +221,12 @@ class Decoder {
         auto qkv = dev.scratch.template allocate<T, 2>({active, 3 * inner});
         auto mixed = dev.scratch.template allocate<T, 2>({active, inner});
         linear_forward(dev, qkv, n, nn::stacked(attention.q, attention.k, attention.v));
-        for (index_t a = 0; a < active; ++a) {
-          index_t const at = self_begin(a) + position;
-          copy(dev, self.rows(at, at + 1), qkv.columns(inner, 3 * inner).rows(a, a + 1));
-        }
         auto const prefix = Prefixes<T, D>::layer(prefixes.decoder, layer, inner);
-        CachedKeys<T, D> const keys{self.columns(0, inner), self.columns(inner, 2 * inner),
-                                    self_begin, self_length};
-        attention_decode(dev, mixed, qkv.columns(0, inner), keys, config_.num_heads, bias,
-                         prefix.key, prefix.value);
+        GrowingKeys<T, D> const keys{self.columns(0, inner), self.columns(inner, 2 * inner),
+                                     range(0), range(1)};
+        attention_decode_append(dev, mixed, qkv.columns(0, inner), qkv.columns(inner, 2 * inner),
+                                qkv.columns(2 * inner, 3 * inner), keys, config_.num_heads, bias,
+                                prefix.key, prefix.value);
         linear_forward(dev, out, mixed, attention.o);
       });
       norm_.inference(dev, block.cross_norm, x, [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
@@ -240,7 +237,7 @@ class Decoder {
         linear_forward(dev, q, n, attention.q);
         auto const prefix = Prefixes<T, D>::layer(prefixes.cross, layer, inner);
         CachedKeys<T, D> const keys{memory.columns(0, inner), memory.columns(inner, 2 * inner),
-                                    memory_begin, memory_length};
+                                    range(2), range(3)};
         attention_decode(dev, mixed, q, keys, config_.num_heads, {}, prefix.key, prefix.value);
         linear_forward(dev, out, mixed, attention.o);
       });
@@ -257,8 +254,8 @@ class Decoder {
     return {Direction::unidirectional, config_.relative_attention_max_distance};
   }
 
-  ExpandedBias<T, D> expand_bias(D& dev, Arena& arena, Params<T, D> const& p,
-                                 index_t longest) const {
+  template <class A>
+  ExpandedBias<T, D> expand_bias(D& dev, A& arena, Params<T, D> const& p, index_t longest) const {
     auto expanded =
         allocate_bias<T, D>(arena, config_.num_heads, longest, Direction::unidirectional);
     relative_bias_forward(dev, expanded.bias, p.decoder.relative_bias, expanded.first, buckets());
@@ -267,15 +264,22 @@ class Decoder {
 
   nn::SelfAttentionInputs<T, D> self_inputs(Tokens<D> const& tokens, ExpandedBias<T, D> const& bias,
                                             Prefixes<T, D> const& prefixes, index_t layer) const {
-    return {tokens.offsets, bias.bias, bias.first,
-            Prefixes<T, D>::layer(prefixes.decoder, layer, config_.inner())};
+    return {.offsets = tokens.offsets,
+            .bias = bias.bias,
+            .bias_first = bias.first,
+            .prefix = Prefixes<T, D>::layer(prefixes.decoder, layer, config_.inner()),
+            .longest = tokens.longest};
   }
 
   nn::CrossAttentionInputs<T, D> cross_inputs(Tokens<D> const& tokens, In<T, 2, D> memory,
-                                              TensorView<index_t const, 1, D> memory_offsets,
+                                              Tokens<D> const& source,
                                               Prefixes<T, D> const& prefixes, index_t layer) const {
-    return {memory, tokens.offsets, memory_offsets,
-            Prefixes<T, D>::layer(prefixes.cross, layer, config_.inner())};
+    return {.memory = memory,
+            .offsets = tokens.offsets,
+            .memory_offsets = source.offsets,
+            .prefix = Prefixes<T, D>::layer(prefixes.cross, layer, config_.inner()),
+            .longest = tokens.longest,
+            .memory_longest = source.longest};
   }
 
   Config config_;

@@ -33,8 +33,17 @@ inline index_t longest_row(std::span<index_t const> offsets) {
   return longest;
 }
 
-/// Host rows as device tokens. On the CPU this is a view: the rows must outlive it.
+/// Host rows where ops of the device read them: on the CPU a view, which the rows must outlive; on
+/// a GPU a copy in `arena`, one of the device's.
 /// @throws ShapeError if the offsets do not describe the ids
+template <Device D, class A>
+Tokens<D> tokens_of(D& dev, A& arena, RaggedView rows) {
+  check_offsets(rows.offsets, rows.tokens());
+  return {on_device(dev, arena, rows.ids), on_device(dev, arena, rows.offsets),
+          longest_row(rows.offsets)};
+}
+
+/// The same on the CPU, where there is nothing to copy.
 inline Tokens<Cpu> tokens_of(RaggedView rows) {
   check_offsets(rows.offsets, rows.tokens());
   return {{rows.ids.data(), {rows.tokens()}},
@@ -44,22 +53,21 @@ inline Tokens<Cpu> tokens_of(RaggedView rows) {
 
 /// The bias of a stack, expanded for rows of up to `longest` tokens: one column a distance, the
 /// first being `first`.
-template <Scalar T, Device D>
+template <Element T, Device D>
 struct ExpandedBias {
-  TensorView<T, 2, D> bias;  // (H, R)
+  TensorView<Accumulator<T>, 2, D> bias;  // (H, R)
   index_t first = 0;
 };
 
 /// Distances -(longest-1) .. longest-1, or up to 0 for a causal stack.
-template <Scalar T, Device D>
-ExpandedBias<T, D> allocate_bias(Arena& arena, index_t heads, index_t longest,
-                                 Direction direction) {
+template <Element T, Device D, class A>
+ExpandedBias<T, D> allocate_bias(A& arena, index_t heads, index_t longest, Direction direction) {
   index_t const reach = std::max<index_t>(longest - 1, 0);
   index_t const columns = direction == Direction::bidirectional ? 2 * reach + 1 : reach + 1;
-  return {arena.template allocate<T, 2>({heads, columns}), -reach};
+  return {arena.template allocate<Accumulator<T>, 2>({heads, columns}), -reach};
 }
 
-template <Scalar T, Device D>
+template <Element T, Device D>
 class Encoder {
  public:
   struct BlockContext {
@@ -72,8 +80,8 @@ class Encoder {
     DropoutKey embedding_dropout, final_dropout;
     ExpandedBias<T, D> bias;
     std::vector<BlockContext> blocks;
-    TensorView<T, 2, D> last;  // (N, C), before the final norm
-    TensorView<T, 1, D> rstd;  // (N), of the final norm
+    TensorView<T, 2, D> last;               // (N, C), before the final norm
+    TensorView<Accumulator<T>, 1, D> rstd;  // (N), of the final norm
     Prefixes<T, D> prefixes;
   };
 
@@ -136,30 +144,30 @@ class Encoder {
                     });
     }
     context.last = x;
-    context.rstd = dev.saved.template allocate<T, 1>({tokens.ids.extent(0)});
+    context.rstd = dev.saved.template allocate<Accumulator<T>, 1>({tokens.ids.extent(0)});
     rms_norm_forward(dev, y, context.rstd, x, p.encoder.final_norm, config_.layer_norm_epsilon);
     context.final_dropout = sites.next();
     dropout_apply(dev, y, context.final_dropout);
   }
 
   /// grads, dprefixes += (empty views: not needed). dy (N, C) is used up.
-  void backward(D& dev, Params<T, D> const& p, Params<T, D> const& grads,
-                Prefixes<T, D> const& dprefixes, TensorView<T, 2, D> dy,
+  void backward(D& dev, Params<T, D> const& p, Params<Accumulator<T>, D> const& grads,
+                Prefixes<Accumulator<T>, D> const& dprefixes, TensorView<T, 2, D> dy,
                 Context const& context) const {
     ArenaScope scope(dev.scratch);
     dropout_apply(dev, dy, context.final_dropout);
     auto dx = dev.scratch.template allocate<T, 2>(dy.extents());
     rms_norm_backward(dev, dx, grads.encoder.final_norm, dy, context.last, p.encoder.final_norm,
                       context.rstd, Write::overwrite);
-    TensorView<T, 2, D> dbias;
+    TensorView<Accumulator<T>, 2, D> dbias;
     if (!grads.encoder.relative_bias.empty()) {
-      dbias = dev.scratch.template allocate<T, 2>(context.bias.bias.extents());
-      fill(dev, dbias, T(0));
+      dbias = dev.scratch.template allocate<Accumulator<T>, 2>(context.bias.bias.extents());
+      clear(dev, dbias);
     }
-    BlockParams<T, D> const frozen;
+    BlockParams<Accumulator<T>, D> const frozen;
     for (std::size_t i = p.encoder.blocks.size(); i-- > 0;) {
       BlockParams<T, D> const& block = p.encoder.blocks[i];
-      BlockParams<T, D> const& dblock =
+      BlockParams<Accumulator<T>, D> const& dblock =
           grads.encoder.blocks.empty() ? frozen : grads.encoder.blocks[i];
       BlockContext const& saved = context.blocks[i];
       norm_.backward(dev, block.feed_forward_norm, dblock.feed_forward_norm, dx,
@@ -167,14 +175,14 @@ class Encoder {
                        feed_forward_.backward(dev, block.feed_forward, dblock.feed_forward, dout,
                                               dn, saved.feed_forward);
                      });
-      norm_.backward(
-          dev, block.self_norm, dblock.self_norm, dx, saved.self_norm,
-          [&](In<T, 2, D> dout, TensorView<T, 2, D> dn) {
-            attention_.backward(
-                dev, block.self_attention, dblock.self_attention, dout, dn, saved.self_attention,
-                dbias,
-                Prefixes<T, D>::layer(dprefixes.encoder, static_cast<index_t>(i), config_.inner()));
-          });
+      norm_.backward(dev, block.self_norm, dblock.self_norm, dx, saved.self_norm,
+                     [&](In<T, 2, D> dout, TensorView<T, 2, D> dn) {
+                       attention_.backward(
+                           dev, block.self_attention, dblock.self_attention, dout, dn,
+                           saved.self_attention, dbias,
+                           Prefixes<Accumulator<T>, D>::layer(
+                               dprefixes.encoder, static_cast<index_t>(i), config_.inner()));
+                     });
     }
     if (!dbias.empty()) {
       relative_bias_backward(dev, grads.encoder.relative_bias, dbias, context.bias.first,
@@ -191,8 +199,8 @@ class Encoder {
     return {Direction::bidirectional, config_.relative_attention_max_distance};
   }
 
-  ExpandedBias<T, D> expand_bias(D& dev, Arena& arena, Params<T, D> const& p,
-                                 index_t longest) const {
+  template <class A>
+  ExpandedBias<T, D> expand_bias(D& dev, A& arena, Params<T, D> const& p, index_t longest) const {
     auto expanded =
         allocate_bias<T, D>(arena, config_.num_heads, longest, Direction::bidirectional);
     relative_bias_forward(dev, expanded.bias, p.encoder.relative_bias, expanded.first, buckets());
@@ -203,8 +211,11 @@ class Encoder {
                                                  ExpandedBias<T, D> const& bias,
                                                  Prefixes<T, D> const& prefixes,
                                                  index_t layer) const {
-    return {tokens.offsets, bias.bias, bias.first,
-            Prefixes<T, D>::layer(prefixes.encoder, layer, config_.inner())};
+    return {.offsets = tokens.offsets,
+            .bias = bias.bias,
+            .bias_first = bias.first,
+            .prefix = Prefixes<T, D>::layer(prefixes.encoder, layer, config_.inner()),
+            .longest = tokens.longest};
   }
 
   Config config_;

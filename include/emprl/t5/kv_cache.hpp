@@ -12,7 +12,7 @@
 
 namespace emprl::t5 {
 
-template <Scalar T, Device D>
+template <Element T, Device D>
 struct KvCache {
   index_t rows = 0;                     // B
   index_t capacity = 0;                 // positions that fit without growing
@@ -21,16 +21,22 @@ struct KvCache {
   std::vector<Tensor<T, 2, D>> memory;  // per layer (Nk, 2*inner): keys beside values
   std::vector<Tensor<T, 2, D>> self;    // per layer (B*capacity, 2*inner); row b*capacity + t
 
-  /// Makes room for at least one more position, doubling so that growth is rare.
+  /// Makes room for at least one more position, doubling so that growth is rare: on a GPU it waits
+  /// for the work so far.
   void reserve_next(D& dev, index_t layers, index_t inner) {
     if (position < capacity) return;
     index_t const larger = capacity == 0 ? 32 : 2 * capacity;
     std::vector<Tensor<T, 2, D>> grown;
     for (index_t l = 0; l < layers; ++l) {
       grown.emplace_back(std::array<index_t, 2>{rows * larger, 2 * inner});
-      for (index_t b = 0; b < rows && position > 0; ++b) {
-        copy(dev, grown.back().view().rows(b * larger, b * larger + position),
-             self[static_cast<std::size_t>(l)].view().rows(b * capacity, b * capacity + position));
+      // The rows as one matrix: what is decoded of each is the left part of it.
+      if (position > 0) {
+        index_t const width = 2 * inner;
+        copy(
+            dev,
+            TensorView<T, 2, D>(grown.back().data(), {rows, position * width}, {larger * width, 1}),
+            TensorView<T, 2, D>(self[static_cast<std::size_t>(l)].data(), {rows, position * width},
+                                {capacity * width, 1}));
       }
     }
     self = std::move(grown);

@@ -4,6 +4,7 @@
 // T5 for conditional generation: encoder, decoder and output embedding over one set of parameters.
 
 #include <cmath>
+#include <concepts>
 #include <vector>
 
 #include "emprl/core/ragged.hpp"
@@ -26,7 +27,7 @@ inline std::vector<std::int32_t> shift_right(RaggedView responses) {
 
 /// A T5 without parameters of its own: pure functions of (parameters, tokens). N response tokens, V
 /// vocabulary, C model.
-template <Scalar T, Device D>
+template <Element T, Device D>
 class Model {
  public:
   struct Context {
@@ -50,53 +51,72 @@ class Model {
                  RaggedView responses, TensorView<T, 2, D> hidden) const {
     check_rows(contexts, responses);
     ArenaScope scope(dev.scratch);
-    auto const source = tokens_of(contexts);
+    auto const source = tokens_of(dev, dev.scratch, contexts);
     auto memory = dev.scratch.template allocate<T, 2>({contexts.tokens(), config_.d_model});
     encoder_.inference(dev, p, source, prefixes, memory);
     std::vector<std::int32_t> const inputs = shift_right(responses);
-    decoder_.inference(dev, p, tokens_of({inputs, responses.offsets}), memory, source.offsets,
-                       prefixes, hidden);
+    auto const target = tokens_of(dev, dev.scratch, {inputs, responses.offsets});
+    decoder_.inference(dev, p, target, memory, source, prefixes, hidden);
   }
 
   /// As inference, with dropout, keeping in dev.saved what backward needs. contexts and responses
-  /// must outlive it.
+  /// must outlive it: on the CPU they are not copied.
   void forward(D& dev, Params<T, D> const& p, Prefixes<T, D> const& prefixes, RaggedView contexts,
                RaggedView responses, TensorView<T, 2, D> hidden, Context& context,
                DropoutSites& sites) const {
     check_rows(contexts, responses);
-    auto const source = tokens_of(contexts);
+    auto const source = tokens_of(dev, dev.saved, contexts);
     context.memory = dev.saved.template allocate<T, 2>({contexts.tokens(), config_.d_model});
     encoder_.forward(dev, p, source, prefixes, context.memory, context.encoder, sites);
     context.inputs = shift_right(responses);
-    decoder_.forward(dev, p, tokens_of({context.inputs, responses.offsets}), context.memory,
-                     source.offsets, prefixes, hidden, context.decoder, sites);
+    auto const target = tokens_of(dev, dev.saved, {context.inputs, responses.offsets});
+    decoder_.forward(dev, p, target, context.memory, source, prefixes, hidden, context.decoder,
+                     sites);
   }
 
   /// grads, dprefixes += (default-constructed Params: all weights frozen). dhidden (N, C) is used
   /// up.
-  void backward(D& dev, Params<T, D> const& p, Params<T, D> const& grads,
-                Prefixes<T, D> const& dprefixes, TensorView<T, 2, D> dhidden,
+  void backward(D& dev, Params<T, D> const& p, Params<Accumulator<T>, D> const& grads,
+                Prefixes<Accumulator<T>, D> const& dprefixes, TensorView<T, 2, D> dhidden,
                 Context const& context) const {
     ArenaScope scope(dev.scratch);
     auto dmemory = dev.scratch.template allocate<T, 2>(context.memory.extents());
-    fill(dev, dmemory, T(0));
+    clear(dev, dmemory);
     decoder_.backward(dev, p, grads, dprefixes, dhidden, dmemory, context.decoder);
     encoder_.backward(dev, p, grads, dprefixes, dmemory, context.encoder);
   }
 
   /// logits (N, V) = hidden E^T, scaled by d_model^-0.5 where the embedding is tied.
   void logits(D& dev, Params<T, D> const& p, In<T, 2, D> hidden, TensorView<T, 2, D> out) const {
-    gemm(dev, Trans::no, Trans::yes, output_scale(), hidden, p.output_embedding(), T(0), out);
+    gemm(dev, Trans::no, Trans::yes, output_scale(), hidden, p.output_embedding(), 0, out);
+  }
+
+  /// The same in float where the model is in 16 bits, which would leave logits two digits.
+  void logits(D& dev, Params<T, D> const& p, In<T, 2, D> hidden,
+              TensorView<Accumulator<T>, 2, D> out) const
+      requires(!std::same_as<T, Accumulator<T>>) {
+    gemm(dev, Trans::no, Trans::yes, output_scale(), hidden, p.output_embedding(), 0, out);
   }
 
   /// dhidden (N, C) = ; the output embedding's gradient += (empty: not needed).
-  void logits_backward(D& dev, Params<T, D> const& p, Params<T, D> const& grads,
+  void logits_backward(D& dev, Params<T, D> const& p, Params<Accumulator<T>, D> const& grads,
                        In<T, 2, D> dlogits, In<T, 2, D> hidden, TensorView<T, 2, D> dhidden) const {
     auto const dembedding = grads.output_embedding();
     if (!dembedding.empty()) {
-      gemm(dev, Trans::yes, Trans::no, output_scale(), dlogits, hidden, T(1), dembedding);
+      gemm(dev, Trans::yes, Trans::no, output_scale(), dlogits, hidden, 1, dembedding);
     }
-    gemm(dev, Trans::no, Trans::no, output_scale(), dlogits, p.output_embedding(), T(0), dhidden);
+    gemm(dev, Trans::no, Trans::no, output_scale(), dlogits, p.output_embedding(), 0, dhidden);
+  }
+
+  /// The same of a gradient in float where the model is in 16 bits: it is rounded to be multiplied.
+  void logits_backward(D& dev, Params<T, D> const& p, Params<Accumulator<T>, D> const& grads,
+                       In<Accumulator<T>, 2, D> dlogits, In<T, 2, D> hidden,
+                       TensorView<T, 2, D> dhidden) const
+      requires(!std::same_as<T, Accumulator<T>>) {
+    ArenaScope scope(dev.scratch);
+    auto const rounded = dev.scratch.template allocate<T, 2>(dlogits.extents());
+    convert(dev, rounded, dlogits);
+    logits_backward(dev, p, grads, rounded, hidden, dhidden);
   }
 
   /// Encodes contexts and prepares a cache for decoding them.
@@ -104,7 +124,7 @@ class Model {
                       RaggedView contexts) const {
     ArenaScope scope(dev.scratch);
     auto memory = dev.scratch.template allocate<T, 2>({contexts.tokens(), config_.d_model});
-    encoder_.inference(dev, p, tokens_of(contexts), prefixes, memory);
+    encoder_.inference(dev, p, tokens_of(dev, dev.scratch, contexts), prefixes, memory);
     return decoder_.start(dev, p, memory, contexts.offsets);
   }
 
@@ -114,8 +134,9 @@ class Model {
     check_offsets(responses.offsets, responses.tokens());
   }
 
-  T output_scale() const {
-    return config_.tie_word_embeddings ? T(1) / std::sqrt(static_cast<T>(config_.d_model)) : T(1);
+  Accumulator<T> output_scale() const {
+    using S = Accumulator<T>;
+    return config_.tie_word_embeddings ? S(1) / std::sqrt(static_cast<S>(config_.d_model)) : S(1);
   }
 
   Config config_;

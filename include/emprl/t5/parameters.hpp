@@ -18,7 +18,7 @@
 namespace emprl::t5 {
 
 /// One layer of a stack. The encoder's layers have no cross-attention.
-template <Scalar T, Device D>
+template <Element T, Device D>
 struct BlockParams {
   typename nn::PreNorm<T, D>::Params self_norm;
   nn::AttentionParams<T, D> self_attention;
@@ -29,7 +29,7 @@ struct BlockParams {
 };
 
 /// A stack: its layers, the bias table that they share, and the norm at its end.
-template <Scalar T, Device D>
+template <Element T, Device D>
 struct StackParams {
   std::vector<BlockParams<T, D>> blocks;
   TensorView<T, 2, D> relative_bias;  // (buckets, H)
@@ -37,7 +37,7 @@ struct StackParams {
 };
 
 /// All weights of a model.
-template <Scalar T, Device D>
+template <Element T, Device D>
 struct Params {
   TensorView<T, 2, D> shared;  // (V, C)
   StackParams<T, D> encoder;
@@ -104,7 +104,7 @@ struct Params {
   }
 };
 
-template <Scalar T, Device D>
+template <Element T, Device D>
 using Parameters = nn::ParameterStore<Params<T, D>, T, D>;
 
 /// The standard deviation with which Mesh TensorFlow draws a weight of T5: 1 for embeddings,

@@ -12,7 +12,7 @@
 namespace emprl::t5 {
 
 /// Prefixes of all layers (or their gradients). P positions; empty views mean no prefix.
-template <Scalar T, Device D>
+template <Element T, Device D>
 struct Prefixes {
   TensorView<T, 2, D> encoder;  // (P, num_layers * 2 * inner)
   TensorView<T, 2, D> decoder;  // (P, num_decoder_layers * 2 * inner)

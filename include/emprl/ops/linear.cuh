@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The biases of y = x W^T + b on the GPU; linear_forward and linear_backward themselves are those
+// of ops/linear.hpp.
+
+#include "emprl/core/half.hpp"
+#include "emprl/cuda/context.cuh"
+#include "emprl/cuda/kernel.hpp"
+#include "emprl/cuda/launch.cuh"
+#include "emprl/cuda/shared.hpp"
+#include "emprl/ops/gemm.cuh"
+#include "emprl/ops/linear.hpp"
+#include "emprl/ops/row_packs.cuh"
+
+namespace emprl {
+
+namespace detail {
+
+/// y[i,j] += b[j]. PRECOND: matrix_shape
+template <RowElement T>
+EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(row_threads)
+    add_bias_kernel(TensorView<T, 2, Cuda> y, T const* b) {
+  index_t const j = cuda::global_thread_x();
+  if (j >= y.extent(1)) return;
+  auto const bias = static_cast<float>(b[j]);
+  for (index_t i = first_row(); i < y.extent(0); i += row_step()) {
+    T* const at = y.row(i) + j;
+    *at = T(static_cast<float>(*at) + bias);
+  }
+}
+
+/// The rows that one block adds up, and how many of them at a time.
+inline constexpr index_t sum_rows_chunk = 256;
+inline constexpr int sum_rows_lanes = 8;
+
+/// partial[chunk, j] = the sum of column j over the rows of a chunk.
+/// PRECOND: block (32, 8), grid (columns / 32, chunks), rounded up
+template <RowElement T>
+EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(cuda::warp_size* sum_rows_lanes)
+    sum_rows_kernel(float* partial, TensorView<T const, 2, Cuda> x) {
+  EMPRL_SHARED(float, sums, cuda::warp_size* sum_rows_lanes);
+  int const lane = cuda::thread_index().x;
+  int const part = cuda::thread_index().y;
+  index_t const columns = x.extent(1);
+  index_t const j = index_t{cuda::block_index().x} * cuda::warp_size + lane;
+  index_t const chunk = cuda::block_index().y;
+  index_t const first = chunk * sum_rows_chunk;
+  index_t const last = first + sum_rows_chunk < x.extent(0) ? first + sum_rows_chunk : x.extent(0);
+  float sum = 0.0f;
+  if (j < columns) {
+    for (index_t i = first + part; i < last; i += sum_rows_lanes) {
+      sum += static_cast<float>(x.row(i)[j]);
+    }
+  }
+  sums[part * cuda::warp_size + lane] = sum;
+  cuda::sync_threads();
+  if (part > 0 || j >= columns) return;
+  for (int p = 1; p < sum_rows_lanes; ++p) {
+    float const more = sums[p * cuda::warp_size + lane];
+    sum += more;
+  }
+  partial[chunk * columns + j] = sum;
+}
+
+template <RowElement T>
+void launch_sum_rows(Cuda& dev, TensorView<float, 1, Cuda> db, TensorView<T const, 2, Cuda> dy) {
+  expects(dy.extent(1) == db.extent(0), "sum_rows: the sum must have one element a column");
+  if (dy.empty()) return;
+  index_t const columns = db.extent(0);
+  int const chunks = cuda::blocks_for(dy.extent(0), sum_rows_chunk);
+  expects<ConfigError>(chunks <= 65535, "sum_rows: there may be at most 16 million rows");
+  ArenaScope scope(dev.scratch);
+  auto const partial = dev.scratch.template allocate<float, 2>({chunks, columns});
+  cuda::launch<sum_rows_kernel<T>>(dev.stream,
+                                   {.grid = {cuda::blocks_for(columns, cuda::warp_size), chunks},
+                                    .block = {cuda::warp_size, sum_rows_lanes}},
+                                   partial.data(), dy);
+  add_column_sums(dev, db.data(), partial.data(), chunks, columns);
+}
+
+}  // namespace detail
+
+/// y[n,:] += b.     y (N, C), b (C)
+/// @throws ShapeError if the extents disagree
+/// @throws CudaError
+template <RowElement T>
+void add_bias(Cuda& dev, Out<T, 2, Cuda> y, In<T, 1, Cuda> b) {
+  expects(y.extent(1) == b.extent(0), "add_bias: the bias must have one element a column");
+  if (y.empty()) return;
+  cuda::launch<detail::add_bias_kernel<T>>(
+      dev.stream, detail::matrix_shape(y.extent(0), y.extent(1)), y, b.data());
+}
+
+/// db[c] += sum_n dy[n,c], in an order that the extents alone fix.     db (C) float, dy (N, C)
+/// @throws ShapeError if the extents disagree
+/// @throws ConfigError if there are more than 16 million rows
+/// @throws CudaError
+inline void sum_rows(Cuda& dev, Out<float, 1, Cuda> db, In<float, 2, Cuda> dy) {
+  detail::launch_sum_rows<float>(dev, db, dy);
+}
+inline void sum_rows(Cuda& dev, Out<float, 1, Cuda> db, In<Bf16, 2, Cuda> dy) {
+  detail::launch_sum_rows<Bf16>(dev, db, dy);
+}
+
+}  // namespace emprl

@@ -1,0 +1,688 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention's kernels against the naive reference. Without nvcc they run on the host executor.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "emprl/ops/attention.cuh"
+#include "emprl/ops/attention.hpp"
+#include "reference/attention.hpp"
+#include "support/catch.hpp"
+#include "support/compare.hpp"
+#include "support/device_array.hpp"
+
+using emprl::AttentionGradients;
+using emprl::AttentionInputs;
+using emprl::Bf16;
+using emprl::ConfigError;
+using emprl::Cpu;
+using emprl::Cuda;
+using emprl::DropoutKey;
+using emprl::index_t;
+using emprl::Mask;
+using emprl::ShapeError;
+using emprl::Tensor;
+using emprl::TensorView;
+using reference::Matrix;
+using support::DeviceArray;
+
+namespace {
+
+/// One configuration of the op.
+struct Case {
+  std::string name;
+  std::vector<index_t> queries;
+  std::vector<index_t> keys;
+  index_t heads = 1;
+  index_t head_dim = 32;
+  Mask mask = Mask::full;
+  bool bias = false;
+  index_t prefix = 0;
+  double scale = 1;
+};
+
+std::vector<Case> cases() {
+  std::vector<Case> all = {
+      {"one query, one key", {1}, {1}, 1, 32, Mask::full, false, 0, 1},
+      {"encoder", {31, 0, 1, 97, 2}, {31, 0, 1, 97, 2}, 2, 64, Mask::full, true, 0, 1},
+      {"decoder", {33, 1, 97}, {33, 1, 97}, 1, 64, Mask::causal, true, 0, 1},
+      {"decoder of narrow heads", {2, 257}, {2, 257}, 1, 32, Mask::causal, true, 1, 1},
+      {"cross", {2, 31, 97}, {33, 1, 257}, 1, 32, Mask::full, false, 0, 1},
+      {"encoder with one prefix key", {33, 64}, {33, 64}, 1, 64, Mask::full, true, 1, 1},
+      {"decoder with a prefix", {65, 31}, {65, 31}, 2, 32, Mask::causal, true, 20, 1},
+      {"prefix longer than a tile", {70, 1}, {70, 1}, 1, 32, Mask::causal, true, 97, 1},
+      {"cross with a prefix", {2, 31}, {97, 0}, 1, 64, Mask::full, false, 20, 1},
+      {"wide heads", {33, 97}, {33, 97}, 1, 128, Mask::causal, true, 20, 1},
+      {"wide heads, scaled", {31}, {97}, 1, 128, Mask::full, false, 1, 0.0884},
+      {"scaled with bias and prefix", {70}, {70}, 1, 32, Mask::full, true, 1, 0.7},
+      {"rows without queries or keys",
+       {0, 3, 0, 40, 66},
+       {66, 0, 0, 31, 0},
+       1,
+       32,
+       Mask::full,
+       false,
+       0,
+       1},
+      {"causal with fewer keys than queries", {130}, {31}, 1, 32, Mask::causal, true, 0, 1},
+      {"causal with more keys than queries", {31}, {130}, 1, 32, Mask::causal, true, 0, 1},
+  };
+  // Every width, mask and prefix, at every awkward length.
+  for (index_t const head_dim : {32, 64, 128}) {
+    for (Mask const mask : {Mask::full, Mask::causal}) {
+      for (index_t const prefix : {0, 1, 20}) {
+        std::vector<index_t> lengths{1, 33, 0, 97, 2, 31};
+        if (head_dim == 32) lengths.push_back(257);
+        all.push_back({"heads of " + std::to_string(head_dim) +
+                           (mask == Mask::full ? ", full, prefix " : ", causal, prefix ") +
+                           std::to_string(prefix),
+                       lengths, lengths, 1, head_dim, mask, true, prefix, 1});
+      }
+    }
+  }
+  return all;
+}
+
+/// The nearest number of format T.
+template <class T>
+float in_format(float x) {
+  return static_cast<float>(T(x));
+}
+
+template <class T>
+std::vector<float> in_format(std::vector<float> x) {
+  for (float& v : x) v = in_format<T>(v);
+  return x;
+}
+
+template <class T>
+std::vector<T> to_format(std::vector<float> const& x) {
+  std::vector<T> y;
+  for (float const v : x) y.push_back(T(v));
+  return y;
+}
+
+template <class T>
+std::vector<float> to_float(std::vector<T> const& x) {
+  std::vector<float> y;
+  for (T const v : x) y.push_back(static_cast<float>(v));
+  return y;
+}
+
+/// Half the distance from 1 to the next number of format T.
+template <class T>
+constexpr double unit = std::is_same_v<T, Bf16> ? 0x1p-8 : 0x1p-24;
+
+/// The root of the mean squared difference; infinite if a difference is not a number.
+double typical_difference(std::vector<float> const& a, std::vector<double> const& b) {
+  if (!(support::max_difference(a, b) < std::numeric_limits<double>::infinity())) {
+    return std::numeric_limits<double>::infinity();
+  }
+  double squares = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    double const d = static_cast<double>(a[i]) - b[i];
+    squares += d * d;
+  }
+  return a.empty() ? 0 : std::sqrt(squares / static_cast<double>(a.size()));
+}
+
+/// The rule of compare.hpp for any format: at most twice the error of the plain implementation, or
+/// a few roundings at the size of the largest value. It holds for the typical error. The largest
+/// error of a case hangs on two or three sums that nearly cancel, and goes up and down by a factor
+/// of three with the order of summation: it may be four times the plain one's.
+template <class T>
+void check_two_times(std::string const& what, std::vector<float> const& actual,
+                     std::vector<float> const& plain, std::vector<double> const& truth) {
+  double const few = (std::is_same_v<T, Bf16> ? 1 : 4) * unit<T> * support::max_abs(truth);
+  double const typical = typical_difference(actual, truth);
+  double const plain_typical = typical_difference(plain, truth);
+  double const largest = support::max_difference(actual, truth);
+  double const plain_largest = support::max_difference(plain, truth);
+  INFO(what << ": typical error " << typical << ", plain " << plain_typical << "; largest error "
+            << largest << ", plain " << plain_largest << "; largest value "
+            << support::max_abs(truth));
+  CHECK(actual.size() == truth.size());
+  CHECK(typical <= std::max(2 * plain_typical, few / 4));
+  CHECK(largest <= std::max(4 * plain_largest, few));
+}
+
+/// The plain implementation in format T: float sums and statistics, and in T what is stored or
+/// multiplied: q, k, v, do; p and ds; o and the gradients. No tiles, no running maximum.
+template <class T>
+struct Plain {
+  Matrix<float> o;
+  std::vector<float> lse;  // (H, Nq)
+  reference::AttentionInputs<float> g;
+
+  Plain(reference::AttentionShape const& shape, reference::AttentionInputs<float> const& in,
+        Matrix<float> const& dy) {
+    index_t const dh = in.q.cols / shape.heads;
+    index_t const prefix = in.prefix_k.rows;
+    auto const scale = static_cast<float>(shape.scale);
+    o = Matrix<float>(in.q.rows, in.q.cols);
+    lse.assign(static_cast<std::size_t>(shape.heads * in.q.rows),
+               -std::numeric_limits<float>::infinity());
+    g.q = Matrix<float>(in.q.rows, in.q.cols);
+    g.k = Matrix<float>(in.k.rows, in.k.cols);
+    g.v = Matrix<float>(in.v.rows, in.v.cols);
+    g.bias_table = Matrix<float>(in.bias_table.rows, in.bias_table.cols);
+    g.prefix_k = Matrix<float>(prefix, in.q.cols);
+    g.prefix_v = Matrix<float>(prefix, in.q.cols);
+    for (std::size_t r = 0; r + 1 < shape.query_offsets.size(); ++r) {
+      index_t const q0 = shape.query_offsets[r];
+      index_t const k0 = shape.key_offsets[r];
+      for (index_t i = 0; i < shape.query_offsets[r + 1] - q0; ++i) {
+        for (index_t h = 0; h < shape.heads; ++h) {
+          index_t const keys = prefix + shape.key_offsets[r + 1] - k0;
+          index_t const n = shape.causal ? std::min(keys, prefix + i + 1) : keys;
+          if (n == 0) continue;
+          std::vector<float> s(static_cast<std::size_t>(n)), dp(s);
+          float most = -std::numeric_limits<float>::infinity();
+          for (index_t j = 0; j < n; ++j) {
+            bool const own = j >= prefix;
+            float dot = 0;
+            for (index_t c = h * dh; c < (h + 1) * dh; ++c) {
+              dot += in.q(q0 + i, c) * (own ? in.k(k0 + j - prefix, c) : in.prefix_k(j, c));
+            }
+            dot *= scale;
+            if (own && shape.bucket) dot += in.bias_table(shape.bucket(j - prefix - i), h);
+            s[static_cast<std::size_t>(j)] = dot;
+            most = std::max(most, dot);
+          }
+          float sum = 0;
+          for (float const x : s) sum += std::exp(x - most);
+          float const log_sum = most + std::log(sum);
+          lse[static_cast<std::size_t>(h * in.q.rows + q0 + i)] = log_sum;
+          for (index_t j = 0; j < n; ++j) {
+            float const p = in_format<T>(std::exp(s[static_cast<std::size_t>(j)] - most) / sum);
+            for (index_t c = h * dh; c < (h + 1) * dh; ++c) {
+              o(q0 + i, c) += p * (j < prefix ? in.prefix_v(j, c) : in.v(k0 + j - prefix, c));
+            }
+          }
+          float delta = 0;
+          for (index_t c = h * dh; c < (h + 1) * dh; ++c) {
+            o(q0 + i, c) = in_format<T>(o(q0 + i, c));
+            delta += dy(q0 + i, c) * o(q0 + i, c);
+          }
+          for (index_t j = 0; j < n; ++j) {
+            bool const own = j >= prefix;
+            float const p = std::exp(s[static_cast<std::size_t>(j)] - log_sum);
+            float product = 0;
+            for (index_t c = h * dh; c < (h + 1) * dh; ++c) {
+              product += dy(q0 + i, c) * (own ? in.v(k0 + j - prefix, c) : in.prefix_v(j, c));
+              (own ? g.v(k0 + j - prefix, c) : g.prefix_v(j, c)) += in_format<T>(p) * dy(q0 + i, c);
+            }
+            float const ds = p * (product - delta);
+            if (own && shape.bucket) g.bias_table(shape.bucket(j - prefix - i), h) += ds;
+            float const scaled = in_format<T>(scale * ds);
+            for (index_t c = h * dh; c < (h + 1) * dh; ++c) {
+              g.q(q0 + i, c) += scaled * (own ? in.k(k0 + j - prefix, c) : in.prefix_k(j, c));
+              (own ? g.k(k0 + j - prefix, c) : g.prefix_k(j, c)) += scaled * in.q(q0 + i, c);
+            }
+          }
+        }
+      }
+    }
+    for (auto* const x : {&g.q, &g.k, &g.v}) x->values = in_format<T>(x->values);
+  }
+};
+
+/// A matrix on the device whose rows stand apart; what lies between is NaN.
+template <class T>
+struct DeviceMatrix {
+  static constexpr index_t gap = 16;
+
+  DeviceMatrix(index_t rows, index_t cols, std::vector<T> const& values)
+      : rows_(rows), cols_(cols) {
+    std::vector<T> spread = DeviceArray<T>::poisoned(rows * (cols + gap)).values();
+    for (index_t i = 0; i < rows; ++i) {
+      std::copy_n(values.begin() + i * cols, cols, spread.begin() + i * (cols + gap));
+    }
+    array_ = std::make_unique<DeviceArray<T>>(spread);
+  }
+  DeviceMatrix(index_t rows, index_t cols)
+      : DeviceMatrix(rows, cols, DeviceArray<T>::poisoned(rows * cols).values()) {}
+  explicit DeviceMatrix(Matrix<float> const& m)
+      : DeviceMatrix(m.rows, m.cols, to_format<T>(m.values)) {}
+
+  TensorView<T, 2, Cuda> view() const { return {array_->data(), {rows_, cols_}, {cols_ + gap, 1}}; }
+  std::vector<T> values() const {
+    auto const spread = array_->values();
+    std::vector<T> x;
+    for (index_t i = 0; i < rows_; ++i) {
+      auto const row = spread.begin() + i * (cols_ + gap);
+      x.insert(x.end(), row, row + cols_);
+    }
+    return x;
+  }
+  std::vector<float> floats() const { return to_float(values()); }
+
+ private:
+  index_t rows_, cols_;
+  std::unique_ptr<DeviceArray<T>> array_;
+};
+
+template <class T>
+Matrix<T> transposed(Matrix<T> const& m) {
+  Matrix<T> x(m.cols, m.rows);
+  for (index_t i = 0; i < m.rows; ++i) {
+    for (index_t j = 0; j < m.cols; ++j) x(j, i) = m(i, j);
+  }
+  return x;
+}
+
+/// Inputs of a case, rounded to format T, on host and device.
+template <class T>
+struct Data {
+  explicit Data(Case const& c, double size = 1.0)
+      : shape(c),
+        q_offsets(support::offsets_of(c.queries)),
+        k_offsets(support::offsets_of(c.keys)),
+        longest_queries(*std::max_element(c.queries.begin(), c.queries.end())),
+        longest_keys(*std::max_element(c.keys.begin(), c.keys.end())),
+        on_device_q_offsets(q_offsets),
+        on_device_k_offsets(k_offsets),
+        in(inputs(c, size)),
+        dy(random(q_offsets.back(), c.heads * c.head_dim, 7)),
+        q(in.q),
+        k(in.k),
+        v(in.v),
+        prefix_k(in.prefix_k),
+        prefix_v(in.prefix_v),
+        bias(transposed(in.bias_table)),
+        d_o(dy) {}
+
+  static Matrix<float> random(index_t rows, index_t cols, std::uint64_t seed, double size = 1.0) {
+    auto m = support::random_matrix<float>(rows, cols, seed, size);
+    m.values = in_format<T>(m.values);
+    return m;
+  }
+
+  reference::AttentionInputs<float> inputs(Case const& c, double size) const {
+    index_t const width = c.heads * c.head_dim;
+    index_t const longest = std::max<index_t>(1, std::max(longest_queries, longest_keys));
+    reference::AttentionInputs<float> x;
+    // Scores of order one: the bias weighs as much as the products.
+    double const q_size = size / std::sqrt(static_cast<double>(c.head_dim)) / c.scale;
+    x.q = random(q_offsets.back(), width, 1, q_size);
+    x.k = random(k_offsets.back(), width, 2);
+    x.v = random(k_offsets.back(), width, 3);
+    x.prefix_k = random(c.prefix, width, 4);
+    x.prefix_v = random(c.prefix, width, 5);
+    // The table is float in every format.
+    if (c.bias) x.bias_table = support::random_matrix<float>(2 * longest - 1, c.heads, 6);
+    return x;
+  }
+
+  AttentionInputs<T, Cuda> op(DropoutKey dropout = {}) {
+    AttentionInputs<T, Cuda> x;
+    x.q = q.view();
+    x.k = k.view();
+    x.v = v.view();
+    auto const rows = static_cast<index_t>(q_offsets.size());
+    x.q_offsets = {on_device_q_offsets.data(), {rows}};
+    x.k_offsets = {on_device_k_offsets.data(), {rows}};
+    x.heads = shape.heads;
+    x.scale = static_cast<float>(shape.scale);
+    x.mask = shape.mask;
+    if (shape.bias) {
+      x.bias = bias.view();
+      x.bias_first = first_distance();
+    }
+    if (shape.prefix > 0) {
+      x.prefix_k = prefix_k.view();
+      x.prefix_v = prefix_v.view();
+    }
+    x.dropout = dropout;
+    x.longest_queries = longest_queries;
+    x.longest_keys = longest_keys;
+    return x;
+  }
+
+  index_t first_distance() const { return -(in.bias_table.rows / 2); }
+
+  reference::AttentionShape naive() const {
+    reference::AttentionShape s;
+    s.heads = shape.heads;
+    s.query_offsets = q_offsets;
+    s.key_offsets = k_offsets;
+    s.scale = static_cast<double>(static_cast<float>(shape.scale));
+    s.causal = shape.mask == Mask::causal;
+    if (shape.bias) {
+      s.bucket = [first = first_distance()](index_t relative) { return relative - first; };
+    }
+    return s;
+  }
+
+  reference::AttentionInputs<double> in_double() const {
+    using reference::convert;
+    return {convert<double>(in.q),        convert<double>(in.k),
+            convert<double>(in.v),        convert<double>(in.bias_table),
+            convert<double>(in.prefix_k), convert<double>(in.prefix_v)};
+  }
+
+  Case shape;
+  std::vector<index_t> q_offsets, k_offsets;
+  index_t longest_queries, longest_keys;
+  DeviceArray<index_t> on_device_q_offsets, on_device_k_offsets;
+  reference::AttentionInputs<float> in;
+  Matrix<float> dy;
+  DeviceMatrix<T> q, k, v, prefix_k, prefix_v;
+  DeviceMatrix<float> bias;
+  DeviceMatrix<T> d_o;
+};
+
+/// Outputs of a case: what is written poisoned, what is added to `start`.
+template <class T>
+struct Outputs {
+  explicit Outputs(Data<T> const& d, float start = 0.0f)
+      : o(d.in.q.rows, d.in.q.cols),
+        lse(d.shape.heads, d.in.q.rows),
+        dq(d.in.q.rows, d.in.q.cols),
+        dk(d.in.k.rows, d.in.k.cols),
+        dv(d.in.v.rows, d.in.v.cols),
+        dbias(filled(d.in.bias_table.cols, d.in.bias_table.rows, start)),
+        dprefix_k(filled(d.in.prefix_k.rows, d.in.prefix_k.cols, start)),
+        dprefix_v(filled(d.in.prefix_v.rows, d.in.prefix_v.cols, start)) {}
+
+  static DeviceMatrix<float> filled(index_t rows, index_t cols, float value) {
+    return {rows, cols, std::vector<float>(static_cast<std::size_t>(rows * cols), value)};
+  }
+
+  AttentionGradients<T, Cuda> views() const {
+    return {dq.view(), dk.view(), dv.view(), dbias.view(), dprefix_k.view(), dprefix_v.view()};
+  }
+
+  void run(Cuda& dev, Data<T>& d, DropoutKey dropout = {}) const {
+    emprl::attention_forward<T>(dev, o.view(), lse.view(), d.op(dropout));
+    emprl::attention_backward<T>(dev, views(), d.op(dropout), o.view(), lse.view(), d.d_o.view());
+  }
+
+  DeviceMatrix<T> o;
+  DeviceMatrix<float> lse;
+  DeviceMatrix<T> dq, dk, dv;
+  DeviceMatrix<float> dbias, dprefix_k, dprefix_v;
+};
+
+/// Whether two outputs have the same bits.
+template <class T>
+bool same_bits(DeviceMatrix<T> const& a, DeviceMatrix<T> const& b) {
+  auto const x = a.values();
+  auto const y = b.values();
+  return x.size() == y.size() &&
+         (x.empty() || std::memcmp(x.data(), y.data(), x.size() * sizeof(T)) == 0);
+}
+
+template <class T>
+bool same_bits(Outputs<T> const& a, Outputs<T> const& b) {
+  return same_bits(a.o, b.o) && same_bits(a.lse, b.lse) && same_bits(a.dq, b.dq) &&
+         same_bits(a.dk, b.dk) && same_bits(a.dv, b.dv) && same_bits(a.dbias, b.dbias) &&
+         same_bits(a.dprefix_k, b.dprefix_k) && same_bits(a.dprefix_v, b.dprefix_v);
+}
+
+std::vector<double> plus(std::vector<double> x, double start) {
+  for (double& v : x) v += start;
+  return x;
+}
+
+std::vector<float> plus(std::vector<float> x, float start) {
+  for (float& v : x) v += start;
+  return x;
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("attention: kernels match the loops, forward and backward", "[cuda][ops][grad]",
+                   float, Bf16) {
+  using T = TestType;
+  Cuda dev;
+  dev.scratch.poison(true);
+  int schedule = 0;
+  for (Case const& c : cases()) {
+#if !defined(__CUDACC__)
+    host_executor::WithOptions const with({.seed = static_cast<std::uint64_t>(++schedule)});
+#endif
+    INFO(c.name);
+    Data<T> d(c);
+    // Shared gradients are added to what is there.
+    Outputs<T> const out(d, 1.0f);
+    out.run(dev, d);
+    Plain<T> const plain(d.naive(), d.in, d.dy);
+    auto const dy = reference::convert<double>(d.dy);
+    auto const truth = reference::attention_backward(d.naive(), d.in_double(), dy);
+    check_two_times<T>("o", out.o.floats(), plain.o.values,
+                       reference::attention(d.naive(), d.in_double()).values);
+    check_two_times<T>("dq", out.dq.floats(), plain.g.q.values, truth.q.values);
+    check_two_times<T>("dk", out.dk.floats(), plain.g.k.values, truth.k.values);
+    check_two_times<T>("dv", out.dv.floats(), plain.g.v.values, truth.v.values);
+    check_two_times<T>("dbias", out.dbias.floats(),
+                       plus(transposed(plain.g.bias_table).values, 1.0f),
+                       plus(transposed(truth.bias_table).values, 1.0));
+    check_two_times<T>("dprefix_k", out.dprefix_k.floats(), plus(plain.g.prefix_k.values, 1.0f),
+                       plus(truth.prefix_k.values, 1.0));
+    check_two_times<T>("dprefix_v", out.dprefix_v.floats(), plus(plain.g.prefix_v.values, 1.0f),
+                       plus(truth.prefix_v.values, 1.0));
+    // Statistics are float in every format. The sums of scores and of exponentials differ in order:
+    // a few units at the size of a score.
+    auto const lse = out.lse.values();
+    int wrong = 0;
+    for (std::size_t i = 0; i < lse.size(); ++i) {
+      if (std::isinf(plain.lse[i]) ? lse[i] != plain.lse[i]
+                                   : !(std::abs(lse[i] - plain.lse[i]) <= 16 * 0x1p-24f * 8)) {
+        ++wrong;
+      }
+    }
+    CHECK(wrong == 0);
+  }
+}
+
+TEMPLATE_TEST_CASE("attention: kernels give the same bits under every schedule, dbias too",
+                   "[cuda][ops][contract]", float, Bf16) {
+  using T = TestType;
+  Cuda dev;
+  dev.scratch.poison(true);
+  for (Case const& c : {Case{"", {70, 33, 1}, {70, 33, 1}, 2, 32, Mask::causal, true, 20, 1}}) {
+    Data<T> d(c);
+    Outputs<T> const first(d);
+    first.run(dev, d);
+    support::for_each_schedule(10, [&] {
+      Outputs<T> const again(d);
+      again.run(dev, d);
+      CHECK(same_bits(first, again));
+    });
+  }
+}
+
+TEMPLATE_TEST_CASE(
+    "attention: a bias for all scores changes nothing, so a head's dbias sums to zero",
+    "[cuda][ops][grad]", float, Bf16) {
+  using T = TestType;
+  Cuda dev;
+  for (Mask const mask : {Mask::full, Mask::causal}) {
+    Data<T> d({"", {97, 31}, {97, 31}, 2, 32, mask, true, 0, 1});
+    Outputs<T> const out(d);
+    out.run(dev, d);
+    auto const dbias = out.dbias.values();
+    auto const columns = static_cast<std::ptrdiff_t>(dbias.size() / 2);
+    for (std::ptrdiff_t h = 0; h < 2; ++h) {
+      double sum = 0;
+      double size = 0;
+      for (auto x = dbias.begin() + h * columns; x != dbias.begin() + (h + 1) * columns; ++x) {
+        sum += static_cast<double>(*x);
+        size += std::abs(static_cast<double>(*x));
+      }
+      // do . o is rounded with o, once a query: an error of a unit of the format in numbers of the
+      // size of do . o, which is that of the sum of |ds|; and 128 queries may all err alike.
+      INFO("sum " << sum << " of numbers that sum to " << size);
+      CHECK(size > 1);
+      CHECK(std::abs(sum) <= 8 * unit<T> * size);
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("attention: a query that sees one key alone has a score without gradient",
+                   "[cuda][ops][grad]", float, Bf16) {
+  using T = TestType;
+  Cuda dev;
+  Data<T> d({"", {1, 1, 1}, {1, 1, 1}, 2, 64, Mask::full, true, 0, 1});
+  Outputs<T> const out(d);
+  out.run(dev, d);
+  CHECK(support::max_abs(out.dq.floats()) == 0);
+  CHECK(support::max_abs(out.dk.floats()) == 0);
+  CHECK(support::max_abs(out.dbias.floats()) == 0);
+  CHECK(out.dv.floats() == in_format<T>(d.dy.values));
+}
+
+TEMPLATE_TEST_CASE("attention: dropout draws what the CPU draws", "[cuda][ops][grad]", float,
+                   Bf16) {
+  using T = TestType;
+  Cuda dev;
+  DropoutKey const dropout{0.3, 5, 1, 2};
+  for (Case const& c : {Case{"", {97, 2}, {97, 2}, 2, 32, Mask::causal, true, 20, 1},
+                        Case{"", {3}, {150}, 1, 128, Mask::full, false, 0, 1}}) {
+    Data<T> d(c);
+    Outputs<T> const out(d);
+    out.run(dev, d, dropout);
+
+    Cpu cpu;
+    auto const in = d.in_double();
+    auto const tensor = [](Matrix<double> const& m) { return support::to_tensor(m); };
+    auto const q = tensor(in.q), k = tensor(in.k), v = tensor(in.v);
+    auto const prefix_k = tensor(in.prefix_k), prefix_v = tensor(in.prefix_v);
+    auto const bias = tensor(transposed(in.bias_table));
+    auto const dy = tensor(reference::convert<double>(d.dy));
+    AttentionInputs<double, Cpu> op;
+    op.q = q.view();
+    op.k = k.view();
+    op.v = v.view();
+    auto const rows = static_cast<index_t>(d.q_offsets.size());
+    op.q_offsets = {d.q_offsets.data(), {rows}};
+    op.k_offsets = {d.k_offsets.data(), {rows}};
+    op.heads = c.heads;
+    op.mask = c.mask;
+    op.bias = bias.view();
+    op.bias_first = d.first_distance();
+    op.prefix_k = prefix_k.view();
+    op.prefix_v = prefix_v.view();
+    op.dropout = dropout;
+    Tensor<double, 2, Cpu> o({in.q.rows, in.q.cols}), lse({c.heads, in.q.rows});
+    Tensor<double, 2, Cpu> dq({in.q.rows, in.q.cols}), dk({in.k.rows, in.k.cols}),
+        dv({in.k.rows, in.k.cols});
+    Tensor<double, 2, Cpu> dbias(bias.view().extents(), 0.0);
+    Tensor<double, 2, Cpu> dprefix_k(prefix_k.view().extents(), 0.0),
+        dprefix_v(prefix_k.view().extents(), 0.0);
+    emprl::attention_forward<double>(cpu, o.view(), lse, op);
+    emprl::attention_backward<double>(cpu, {dq, dk, dv, dbias, dprefix_k, dprefix_v}, op, o, lse,
+                                      dy);
+
+    // A wrong draw changes a number by the size of a term. A sum of up to 150 terms of which each
+    // is rounded errs by less than a few units of its largest value.
+    auto const close = [&](std::string const& what, std::vector<float> const& actual,
+                           Tensor<double, 2, Cpu> const& expected) {
+      auto const truth = support::values(expected);
+      INFO(what);
+      CHECK(support::max_difference(actual, truth) <=
+            (std::is_same_v<T, Bf16> ? 4 : 64) * unit<T> * support::max_abs(truth));
+    };
+    close("o", out.o.floats(), o);
+    close("dq", out.dq.floats(), dq);
+    close("dk", out.dk.floats(), dk);
+    close("dv", out.dv.floats(), dv);
+    close("dbias", out.dbias.floats(), dbias);
+    close("dprefix_k", out.dprefix_k.floats(), dprefix_k);
+    close("dprefix_v", out.dprefix_v.floats(), dprefix_v);
+  }
+}
+
+TEMPLATE_TEST_CASE("attention: what a query does not see changes no bit of its output",
+                   "[cuda][ops][contract]", float, Bf16) {
+  using T = TestType;
+  Cuda dev;
+  Case const c{"", {33, 40}, {33, 40}, 1, 32, Mask::causal, true, 1, 1};
+  Data<T> d(c);
+  Outputs<T> const before(d);
+  before.run(dev, d);
+  // From key 20 of the first row on, and the whole of the second row.
+  auto in = d.in;
+  for (index_t j = 20; j < 73; ++j) {
+    for (index_t e = 0; e < 32; ++e) in.k(j, e) = in.v(j, e) = 50.0f;
+  }
+  d.k = DeviceMatrix<T>(in.k);
+  d.v = DeviceMatrix<T>(in.v);
+  Outputs<T> const after(d);
+  after.run(dev, d);
+  auto const first_rows = [](DeviceMatrix<T> const& m) {
+    auto x = m.floats();
+    x.resize(20 * 32);
+    return x;
+  };
+  CHECK(first_rows(before.o) == first_rows(after.o));
+  CHECK(first_rows(before.dq) == first_rows(after.dq));
+  CHECK(before.o.floats() != after.o.floats());
+}
+
+TEMPLATE_TEST_CASE("attention: scores too large for exp are no danger to the kernels",
+                   "[cuda][ops][unit]", float, Bf16) {
+  using T = TestType;
+  Cuda dev;
+  Data<T> d({"", {70}, {70}, 1, 32, Mask::full, true, 0, 1}, 300.0);
+  Outputs<T> const out(d);
+  emprl::attention_forward<T>(dev, out.o.view(), {}, d.op());
+  Plain<T> const plain(d.naive(), d.in, d.dy);
+  check_two_times<T>("o", out.o.floats(), plain.o.values,
+                     reference::attention(d.naive(), d.in_double()).values);
+}
+
+TEST_CASE("attention: kernels do not need to be told the longest row, nor asked for everything",
+          "[cuda][ops][contract]") {
+  Cuda dev;
+  dev.scratch.poison(true);
+  Data<Bf16> d({"", {70, 3}, {70, 3}, 1, 32, Mask::causal, true, 20, 1});
+  Outputs<Bf16> const all(d);
+  all.run(dev, d);
+  Outputs<Bf16> const some(d);
+  auto in = d.op();
+  in.longest_queries = in.longest_keys = 0;
+  emprl::attention_forward<Bf16>(dev, some.o.view(), some.lse.view(), in);
+  emprl::attention_backward<Bf16>(dev, {some.dq.view(), some.dk.view(), some.dv.view(), {}, {}, {}},
+                                  in, some.o.view(), some.lse.view(), d.d_o.view());
+  CHECK(same_bits(all.o, some.o));
+  CHECK(same_bits(all.lse, some.lse));
+  CHECK(same_bits(all.dq, some.dq));
+  CHECK(same_bits(all.dk, some.dk));
+  CHECK(same_bits(all.dv, some.dv));
+}
+
+TEST_CASE("attention: what the kernels cannot do is refused with a sentence", "[cuda][ops][unit]") {
+  Cuda dev;
+  Data<float> d({"", {5}, {5}, 2, 64, Mask::full, true, 1, 1});
+  Outputs<float> const out(d);
+  auto const forward = [&](auto change) {
+    auto in = d.op();
+    change(in);
+    emprl::attention_forward<float>(dev, out.o.view(), {}, in);
+  };
+  CHECK_NOTHROW(forward([](auto&) {}));
+  CHECK_THROWS_AS(forward([](auto& in) { in.heads = 3; }), ShapeError);
+  CHECK_THROWS_AS(forward([](auto& in) { in.v = in.v.rows(0, 3); }), ShapeError);
+  CHECK_THROWS_AS(forward([](auto& in) { in.bias_first += 1; }), ShapeError);
+  CHECK_THROWS_AS(forward([](auto& in) { in.prefix_v = {}; }), ShapeError);
+  CHECK_THROWS_AS(forward([](auto& in) {
+                    in.k = {in.k.data() + 1, in.k.extents(), in.k.strides()};
+                  }),
+                  ShapeError);
+  try {
+    forward([](auto& in) {
+      in.heads = 8;
+      in.bias = {};
+    });
+    FAIL("heads of 16 columns were taken");
+  } catch (ConfigError const& error) {
+    CHECK(std::string(error.what()).find("not 16") != std::string::npos);
+  }
+}
