@@ -1,0 +1,370 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# All that this project asks of a machine with a GPU, in one command of less than nine minutes: the
+# tests of the kernels, their benchmarks, and PyTorch's on the same machine.
+#
+#   sh benchmarks/gpu.sh [--programs DIR] [--out DIR] [--seconds N] [--only PART,...] [--dry-run]
+#   sh benchmarks/gpu.sh --pack DIR [--dry-run]
+#
+#   --pack DIR       build the programs and put them into DIR with this script and the rivals: all
+#                    that a machine needs which has a driver, cuBLASLt and, for the rivals, PyTorch
+#   --programs DIR   where the programs are (else beside this script, else build/gpu-programs, where
+#                    they are built if need be)
+#   --out DIR        where gpu.json, gpu.txt and gpu.log go (else $OUT, else build/gpu)
+#   --seconds N      end after so many seconds at most (else 520)
+#   --only PART,...  of: tests kernels attention adamw rows decode memcheck flex racecheck
+#   --dry-run        print every command instead
+#
+# The parts run in this order, each with a limit of its own; the results are written anew after each,
+# so that a run cut short leaves what it has. Exit status: 0 done, 1 a part failed or there is no
+# GPU, 2 wrong usage.
+set -eu
+
+usage() { sed -n '3,/^set -eu/{/^set -eu/d;s/^# \{0,1\}//;p;}' "$0"; }
+say() { printf '%s\n' "$*"; }
+fail() {
+  printf 'gpu.sh: error: %s\n' "$*" >&2
+  exit 1
+}
+wrong() {
+  printf '%s\n' "$*" >&2
+  usage >&2
+  exit 2
+}
+absolute() { case $1 in /*) printf '%s' "$1" ;; *) printf '%s' "$PWD/$1" ;; esac }
+
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/.." && pwd)
+pack=
+programs=
+out=
+seconds=520
+only=
+dry=
+all_parts="tests kernels attention adamw rows decode memcheck flex racecheck"
+while [ $# -gt 0 ]; do
+  case $1 in
+    --pack | --programs | --out | --seconds | --only)
+      [ $# -ge 2 ] || wrong "$1 needs a value."
+      case $1 in
+        --pack) pack=$(absolute "$2") ;;
+        --programs) programs=$(absolute "$2") ;;
+        --out) out=$(absolute "$2") ;;
+        --seconds)
+          case $2 in '' | *[!0-9]*) wrong "--seconds needs a whole number, not '$2'." ;; esac
+          seconds=$2
+          ;;
+        --only)
+          only=$(printf '%s' "$2" | tr ',' ' ')
+          for part in $only; do
+            case " $all_parts " in *" $part "*) ;; *) wrong "There is no part '$part'." ;; esac
+          done
+          ;;
+      esac
+      shift
+      ;;
+    --dry-run) dry=yes ;;
+    -h | --help) usage; exit 0 ;;
+    *) wrong "Unknown option: $1" ;;
+  esac
+  shift
+done
+
+# run COMMAND...: runs it, or prints it.
+run() {
+  if [ -n "$dry" ]; then
+    say "  $*"
+  else
+    "$@"
+  fi
+}
+
+find_nvcc() {
+  command -v nvcc 2>/dev/null && return 0
+  for candidate in "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" /usr/local/cuda/bin/nvcc; do
+    [ -x "$candidate" ] && printf '%s\n' "$candidate" && return 0
+  done
+  return 1
+}
+
+# build DIR: both programs, compiled for sm_80 and sm_90a, with the C++ and CUDA runtimes in them.
+build() {
+  [ -f "$root/tests/cuda/nvcc.cmake" ] || fail "There are no sources here to build from."
+  nvcc=$(find_nvcc) || { [ -n "$dry" ] || fail "nvcc was not found."; nvcc=nvcc; }
+  [ -n "$dry" ] || command -v cmake >/dev/null 2>&1 || fail "CMake was not found."
+  work=$root/build/gpu-work
+  say "Building the programs in $1 (some minutes)"
+  # Nothing of an earlier build: every object there is linked.
+  run rm -rf "$work"
+  run mkdir -p "$1" "$work/tests" "$work/benchmarks"
+  run cmake -DMODE=program "-DNVCC=$nvcc" "-DSOURCE=$root" "-DWORK=$work/benchmarks" \
+    -P "$root/benchmarks/kernels/nvcc.cmake"
+  run c++ -std=c++20 -O1 "-I$root/tests" -c "$root/tests/support/test_main.cpp" \
+    -o "$work/test_main.o"
+  run cmake -DMODE=compile "-DNVCC=$nvcc" "-DSOURCE=$root" "-DWORK=$work/tests" \
+    "-DMAIN=$work/test_main.o" -P "$root/tests/cuda/nvcc.cmake"
+  # Again from the same objects, so that it runs on a machine with an older libstdc++.
+  # $ORIGIN is the loader's word, not the shell's.
+  # shellcheck disable=SC2016
+  run "$nvcc" "$work/test_main.o" "$work"/tests/*.o -lcublasLt \
+    -Xcompiler -static-libstdc++,-static-libgcc -Xlinker '-rpath=$ORIGIN' \
+    -o "$1/emprl_tests_cuda"
+  run cp "$work/benchmarks/bench_kernels" "$1/bench_kernels"
+  run strip "$1/emprl_tests_cuda" "$1/bench_kernels"
+}
+
+# Libraries that neither every Linux has nor CUDA brings.
+other_libraries() {
+  ldd "$@" | awk '/=> \// { print $3 }' | sort -u |
+    grep -v -e '/ld-linux' -e '/lib\(c\|m\|rt\|dl\|pthread\|cublasLt\|cuda\)\.so' || :
+}
+
+if [ -n "$pack" ]; then
+  build "$pack"
+  run mkdir -p "$pack/peers"
+  run cp "$here/gpu.sh" "$pack/gpu.sh"
+  run cp "$here"/peers/*.py "$pack/peers/"
+  if [ -n "$dry" ]; then
+    say "Nothing was run."
+    exit 0
+  fi
+  commit=$(git -C "$root" describe --always --dirty 2>/dev/null) || commit=unknown
+  printf '%s\n' "$commit" >"$pack/commit"
+  for library in $(other_libraries "$pack/emprl_tests_cuda" "$pack/bench_kernels"); do
+    cp "$library" "$pack/"
+  done
+  size=$(du -sk "$pack" | cut -f1)
+  [ "$size" -le 65536 ] || fail "$pack holds $size KiB; more than 64 MiB does not travel."
+  say "$pack holds $size KiB. There: sh gpu.sh --out DIR"
+  exit 0
+fi
+
+started=$(date +%s)
+[ -n "$out" ] || out=${OUT:-$root/build/gpu}
+if [ -z "$programs" ]; then
+  if [ -x "$here/bench_kernels" ]; then
+    programs=$here
+  else
+    programs=$root/build/gpu-programs
+    if [ ! -x "$programs/bench_kernels" ] || [ ! -x "$programs/emprl_tests_cuda" ]; then
+      build "$programs"
+      # Building does not count: what is limited is the time on the GPU.
+      started=$(date +%s)
+    fi
+  fi
+fi
+if [ -z "$dry" ]; then
+  nvidia-smi -L 2>/dev/null | grep -q 'GPU ' ||
+    fail "There is no CUDA device (nvidia-smi -L shows none)."
+  for program in bench_kernels emprl_tests_cuda; do
+    [ -x "$programs/$program" ] ||
+      fail "$programs/$program is missing; sh benchmarks/gpu.sh --pack DIR makes it."
+  done
+  mkdir -p "$out"
+  work=$(mktemp -d "${TMPDIR:-/tmp}/emprl-gpu.XXXXXX")
+  : >"$out/gpu.log"
+else
+  work=/tmp/emprl-gpu
+fi
+
+# cuBLASLt: the loader's, the toolkit's or PyTorch's. The programs want version 13.
+find_cublaslt() {
+  ldconfig -p 2>/dev/null | grep -q 'libcublasLt\.so\.13' && return 0
+  for folder in "${CUDA_HOME:-/usr/local/cuda}"/lib64 /usr/local/cuda*/lib64 /usr/local/cuda*/lib \
+    /usr/local/cuda*/targets/x86_64-linux/lib; do
+    [ -e "$folder/libcublasLt.so.13" ] && printf '%s\n' "$folder" && return 0
+  done
+  python3 -c 'import glob, site, sys
+for base in sys.path:
+    for path in glob.glob(base + "/nvidia/*/lib/libcublasLt.so.13"):
+        print(path.rsplit("/", 1)[0])
+        sys.exit()' 2>/dev/null || :
+}
+folder=$(find_cublaslt)
+if [ -n "$folder" ]; then
+  LD_LIBRARY_PATH=$folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+  export LD_LIBRARY_PATH
+fi
+
+# string TEXT: as a string of JSON.
+string() {
+  printf '%s' "$1" | tr '\n\t' '  ' | sed 's/\\/\\\\/g;s/"/\\"/g;s/^/"/;s/$/"/'
+}
+
+# join: writes what there is, gpu.json of all parts and gpu.txt with one table.
+join() {
+  [ -z "$dry" ] || return 0
+  {
+    say "{"
+    say "\"gpu\": $(string "$(nvidia-smi -L 2>/dev/null | head -n 1 | sed 's/ (UUID.*//')"),"
+    say "\"state\": $(string "$(nvidia-smi --query-gpu=driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu \
+      --format=csv,noheader 2>/dev/null | head -n 1)"),"
+    say "\"state_is\": \"driver, SM clock, its maximum, memory clock, power limit, temperature\","
+    say "\"commit\": $(string "$commit"),"
+    say "\"date\": \"$(date -u +%Y-%m-%dT%H:%M:%SZ)\","
+    say "\"parts\": {"
+    separator=
+    for status in "$work"/*.status; do
+      [ -e "$status" ] || continue
+      name=$(basename "$status" .status)
+      printf '%s"%s": {"ended": %s' "$separator" "$name" "$(string "$(cat "$status")")"
+      if [ -s "$work/$name.json" ]; then
+        printf ', "result": '
+        cat "$work/$name.json"
+      fi
+      printf '}'
+      separator=",
+"
+    done
+    say ""
+    say "}}"
+  } >"$out/gpu.json.part" && mv "$out/gpu.json.part" "$out/gpu.json"
+  {
+    say "EmpRL on $(nvidia-smi -L 2>/dev/null | head -n 1 | sed 's/ (UUID.*//'), commit $commit"
+    say ""
+    for status in "$work"/*.status; do
+      [ -e "$status" ] || continue
+      printf '%-10s %s\n' "$(basename "$status" .status)" "$(cat "$status")"
+    done
+    say ""
+    table
+    say ""
+    say "Medians and quartiles in microseconds, L2 cold. 'times emprl' above 1: slower than this"
+    say "library on the same machine. 'of ceiling': of what the machine's own copy and product allow."
+  } >"$out/gpu.txt.part" && mv "$out/gpu.txt.part" "$out/gpu.txt"
+}
+
+# table: the lines of all programs, what is the same operation side by side.
+table() {
+  [ -e "$work/kernels.tsv" ] || [ -e "$work/attention.tsv" ] || { say "No times yet."; return 0; }
+  cat "$work/kernels.tsv" "$work/attention.tsv" "$work/flex.tsv" "$work/adamw.tsv" \
+    "$work/rows.tsv" "$work/decode.tsv" 2>/dev/null | awk -F '\t' '
+    {
+      key = $1 FS $2 FS $3
+      if (!(key in seen)) { seen[key] = ++keys; name[keys] = key }
+      lines[key, ++count[key]] = $0
+      if ($4 == "emprl") own[key] = $5
+    }
+    END {
+      form = "%-23s %-6s %-46s %-44s %10s %22s %11s %8s %8s %10s\n"
+      printf form, "kernel", "format", "shape", "implementation", "us", "quartiles", "times emprl",
+        "GB/s", "TFLOP/s", "of ceiling"
+      for (k = 1; k <= keys; ++k) {
+        for (i = 1; i <= count[name[k]]; ++i) {
+          split(lines[name[k], i], f, FS)
+          printf form, f[1], f[2], f[3], f[4], sprintf("%.1f", f[5]),
+            sprintf("[%.1f,%.1f]", f[6], f[7]),
+            f[4] != "emprl" && own[name[k]] > 0 ? sprintf("%.2f", f[5] / own[name[k]]) : "-",
+            f[8] > 0 ? sprintf("%.0f", f[8]) : "-", f[9] > 0 ? sprintf("%.2f", f[9]) : "-",
+            f[10] > 0 ? sprintf("%.1f %%", 100 * f[10]) : "-"
+        }
+      }
+    }'
+}
+
+commit=unknown
+if [ -f "$programs/commit" ]; then
+  commit=$(cat "$programs/commit")
+elif [ -z "$dry" ]; then
+  commit=$(git -C "$root" describe --always --dirty 2>/dev/null) || commit=unknown
+fi
+
+failed=
+finish() {
+  trap - EXIT HUP INT TERM
+  join || :
+  [ -n "$dry" ] || rm -rf "$work"
+}
+child=
+stop() {
+  [ -z "$child" ] || kill "$child" 2>/dev/null || :
+  say "Stopped; what there is lies in $out."
+  finish
+  exit 1
+}
+trap finish EXIT
+trap stop HUP INT TERM
+
+# part NAME SECONDS COMMAND...: runs it with at most so much time and as much as is left.
+part() {
+  name=$1
+  limit=$2
+  shift 2
+  case " ${only:-$all_parts} " in *" $name "*) ;; *) return 0 ;; esac
+  left=$((seconds - ($(date +%s) - started)))
+  [ "$left" -ge "$limit" ] || limit=$left
+  if [ "$limit" -lt 5 ]; then
+    say "== $name: no time is left"
+    [ -n "$dry" ] || printf 'no time was left\n' >"$work/$name.status"
+    return 0
+  fi
+  say "== $name (at most $limit s)"
+  if [ -n "$dry" ]; then
+    say "  timeout -k 5 $limit $*"
+    return 0
+  fi
+  begin=$(date +%s)
+  code=0
+  printf '== %s: %s\n' "$name" "$*" >>"$out/gpu.log"
+  # In the background, so that a signal does not wait for the program.
+  timeout -k 5 "$limit" "$@" >"$work/log" 2>&1 &
+  child=$!
+  wait "$child" || code=$?
+  child=
+  cat "$work/log" >>"$out/gpu.log"
+  took=$(($(date +%s) - begin))
+  case $code in
+    0)
+      word="done in $took s"
+      grep -q '^Skipped: ' "$work/log" &&
+        word="$word; $(grep -c '^Skipped: ' "$work/log") left out: $(grep -m 1 '^Skipped: ' "$work/log" | cut -c10-)"
+      ;;
+    124 | 137) word="cut short after $took s" ;;
+    *)
+      word="failed with $code after $took s: $(grep -v '^ *$' "$work/log" | tail -n 1)"
+      failed="$failed $name"
+      ;;
+  esac
+  say "  $word"
+  printf '%s\n' "$word" >"$work/$name.status"
+  join
+}
+
+bench=$programs/bench_kernels
+peers=$programs/peers
+[ -d "$peers" ] || peers=$here/peers
+# peer PART SECONDS FILE: a rival in Python, if there is Python.
+peer() {
+  if [ -z "$dry" ] && ! command -v python3 >/dev/null 2>&1; then
+    printf 'done in 0 s; left out: there is no python3\n' >"$work/$1.status"
+    return 0
+  fi
+  part "$1" "$2" python3 -B "$peers/$3" --json "$work/$1.json" --tsv "$work/$1.tsv"
+}
+# sanitize PART SECONDS TOOL: the kernels on small shapes under a tool of compute-sanitizer.
+sanitize() {
+  if [ -z "$dry" ] && ! command -v compute-sanitizer >/dev/null 2>&1; then
+    printf 'done in 0 s; left out: there is no compute-sanitizer\n' >"$work/$1.status"
+    return 0
+  fi
+  part "$1" "$2" compute-sanitizer --tool "$3" --error-exitcode 9 "$bench" --validate-only
+}
+
+part tests 130 "$programs/emprl_tests_cuda"
+part kernels 120 "$bench" --seconds 0.3 --json "$work/kernels.json" --tsv "$work/kernels.tsv"
+peer attention 75 attention.py
+peer adamw 30 adamw.py
+peer rows 45 rows.py
+peer decode 25 decode.py
+sanitize memcheck 60 memcheck
+peer flex 90 attention_flex.py
+sanitize racecheck 60 racecheck
+
+if [ -n "$dry" ]; then
+  say "Nothing was run. Results would go to $out."
+  exit 0
+fi
+finish
+cat "$out/gpu.txt"
+say "$out/gpu.json, gpu.txt and gpu.log hold everything."
+[ -z "$failed" ] || fail "failed:$failed"
