@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Compiles a test of tests/cuda, or every .cuh, with nvcc for sm_80 and sm_90a without a warning;
 # links them; runs them where there is a GPU. Run as:
-#   cmake -DMODE=compile -DSTEM=test_rms_norm|all_headers -DNVCC=... -DSOURCE=... -DWORK=... -P nvcc.cmake
+#   cmake -DMODE=compile [-DSTEM=test_rms_norm|all_headers] -DNVCC=... -DSOURCE=... -DWORK=... -P nvcc.cmake
 #   cmake -DMODE=link "-DSTEMS=...;..." -DMAIN=test_main.o ...
 #   cmake -DMODE=run ...
 cmake_minimum_required(VERSION 3.25)
@@ -37,21 +37,27 @@ if(MODE STREQUAL "link")
   return()
 endif()
 
-if(STEM STREQUAL "all_headers")
-  file(GLOB_RECURSE headers RELATIVE "${SOURCE}/include" "${SOURCE}/include/emprl/*.cuh")
-  set(text "")
-  foreach(header IN LISTS headers)
-    string(APPEND text "#include \"${header}\"\n")
-  endforeach()
-  set(source "${WORK}/all_headers.cu")
-  file(WRITE "${source}" "${text}")
-else()
-  set(source "${SOURCE}/tests/cuda/${STEM}.cpp")
+if(NOT STEM)
+  file(GLOB tests "${SOURCE}/tests/cuda/test_*.cpp")
+  list(TRANSFORM tests REPLACE "^.*/(.+)\\.cpp$" "\\1" OUTPUT_VARIABLE STEM)
 endif()
-step("${NVCC}" -x cu
-  # CMake 3.25 does not know nvcc's C++20 mode; std::array in device code needs the second.
-  -std=c++20 --expt-relaxed-constexpr
-  -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a
-  # g++ 12 sees overlapping copies in std::string (its bug 105651).
-  -O3 -Werror all-warnings -Xcompiler -Wall,-Wextra,-Wno-restrict
-  -I "${SOURCE}/include" -I "${SOURCE}/tests" -c "${source}" -o "${WORK}/${STEM}.o")
+foreach(stem IN LISTS STEM)
+  if(stem STREQUAL "all_headers")
+    file(GLOB_RECURSE headers RELATIVE "${SOURCE}/include" "${SOURCE}/include/emprl/*.cuh")
+    set(text "")
+    foreach(header IN LISTS headers)
+      string(APPEND text "#include \"${header}\"\n")
+    endforeach()
+    set(source "${WORK}/all_headers.cu")
+    file(WRITE "${source}" "${text}")
+  else()
+    set(source "${SOURCE}/tests/cuda/${stem}.cpp")
+  endif()
+  step("${NVCC}" -x cu
+    # CMake 3.25 does not know nvcc's C++20 mode; std::array in device code needs the second.
+    -std=c++20 --expt-relaxed-constexpr
+    -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a
+    # g++ 12 sees overlapping copies in std::string (its bug 105651).
+    -O3 -Werror all-warnings -Xcompiler -Wall,-Wextra,-Wno-restrict
+    -I "${SOURCE}/include" -I "${SOURCE}/tests" -c "${source}" -o "${WORK}/${stem}.o")
+endforeach()
