@@ -17,6 +17,7 @@
 #include "emprl/ops/elementwise.cuh"
 #include "emprl/ops/embedding.cuh"
 #include "emprl/ops/gemm.cuh"
+#include "emprl/ops/head_width.cuh"
 #include "emprl/ops/linear.cuh"
 #include "emprl/ops/relative_bias.cuh"
 #include "emprl/ops/rms_norm.cuh"

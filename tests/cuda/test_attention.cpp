@@ -15,6 +15,7 @@
 #include "support/catch.hpp"
 #include "support/compare.hpp"
 #include "support/device_array.hpp"
+#include "support/formats.hpp"
 
 using emprl::AttentionGradients;
 using emprl::AttentionInputs;
@@ -30,6 +31,10 @@ using emprl::Tensor;
 using emprl::TensorView;
 using reference::Matrix;
 using support::DeviceArray;
+using support::in_float;
+using support::in_format;
+using support::rounded;
+using support::storage_rounding;
 
 namespace {
 
@@ -88,36 +93,6 @@ std::vector<Case> cases() {
   return all;
 }
 
-/// The nearest number of format T.
-template <class T>
-float in_format(float x) {
-  return static_cast<float>(T(x));
-}
-
-template <class T>
-std::vector<float> in_format(std::vector<float> x) {
-  for (float& v : x) v = in_format<T>(v);
-  return x;
-}
-
-template <class T>
-std::vector<T> to_format(std::vector<float> const& x) {
-  std::vector<T> y;
-  for (float const v : x) y.push_back(T(v));
-  return y;
-}
-
-template <class T>
-std::vector<float> to_float(std::vector<T> const& x) {
-  std::vector<float> y;
-  for (T const v : x) y.push_back(static_cast<float>(v));
-  return y;
-}
-
-/// Half the distance from 1 to the next number of format T.
-template <class T>
-constexpr double unit = std::is_same_v<T, Bf16> ? 0x1p-8 : 0x1p-24;
-
 /// The root of the mean squared difference; infinite if a difference is not a number.
 double typical_difference(std::vector<float> const& a, std::vector<double> const& b) {
   if (!(support::max_difference(a, b) < std::numeric_limits<double>::infinity())) {
@@ -138,7 +113,8 @@ double typical_difference(std::vector<float> const& a, std::vector<double> const
 template <class T>
 void check_two_times(std::string const& what, std::vector<float> const& actual,
                      std::vector<float> const& plain, std::vector<double> const& truth) {
-  double const few = (std::is_same_v<T, Bf16> ? 1 : 4) * unit<T> * support::max_abs(truth);
+  double const few =
+      (std::is_same_v<T, Bf16> ? 1 : 4) * storage_rounding<T> * support::max_abs(truth);
   double const typical = typical_difference(actual, truth);
   double const plain_typical = typical_difference(plain, truth);
   double const largest = support::max_difference(actual, truth);
@@ -199,14 +175,14 @@ struct Plain {
           float const log_sum = most + std::log(sum);
           lse[static_cast<std::size_t>(h * in.q.rows + q0 + i)] = log_sum;
           for (index_t j = 0; j < n; ++j) {
-            float const p = in_format<T>(std::exp(s[static_cast<std::size_t>(j)] - most) / sum);
+            float const p = rounded<T>(std::exp(s[static_cast<std::size_t>(j)] - most) / sum);
             for (index_t c = h * dh; c < (h + 1) * dh; ++c) {
               o(q0 + i, c) += p * (j < prefix ? in.prefix_v(j, c) : in.v(k0 + j - prefix, c));
             }
           }
           float delta = 0;
           for (index_t c = h * dh; c < (h + 1) * dh; ++c) {
-            o(q0 + i, c) = in_format<T>(o(q0 + i, c));
+            o(q0 + i, c) = rounded<T>(o(q0 + i, c));
             delta += dy(q0 + i, c) * o(q0 + i, c);
           }
           for (index_t j = 0; j < n; ++j) {
@@ -215,11 +191,11 @@ struct Plain {
             float product = 0;
             for (index_t c = h * dh; c < (h + 1) * dh; ++c) {
               product += dy(q0 + i, c) * (own ? in.v(k0 + j - prefix, c) : in.prefix_v(j, c));
-              (own ? g.v(k0 + j - prefix, c) : g.prefix_v(j, c)) += in_format<T>(p) * dy(q0 + i, c);
+              (own ? g.v(k0 + j - prefix, c) : g.prefix_v(j, c)) += rounded<T>(p) * dy(q0 + i, c);
             }
             float const ds = p * (product - delta);
             if (own && shape.bucket) g.bias_table(shape.bucket(j - prefix - i), h) += ds;
-            float const scaled = in_format<T>(scale * ds);
+            float const scaled = rounded<T>(scale * ds);
             for (index_t c = h * dh; c < (h + 1) * dh; ++c) {
               g.q(q0 + i, c) += scaled * (own ? in.k(k0 + j - prefix, c) : in.prefix_k(j, c));
               (own ? g.k(k0 + j - prefix, c) : g.prefix_k(j, c)) += scaled * in.q(q0 + i, c);
@@ -228,7 +204,7 @@ struct Plain {
         }
       }
     }
-    for (auto* const x : {&g.q, &g.k, &g.v}) x->values = in_format<T>(x->values);
+    for (auto* const x : {&g.q, &g.k, &g.v}) x->values = in_float(in_format<T>(x->values));
   }
 };
 
@@ -248,7 +224,7 @@ struct DeviceMatrix {
   DeviceMatrix(index_t rows, index_t cols)
       : DeviceMatrix(rows, cols, DeviceArray<T>::poisoned(rows * cols).values()) {}
   explicit DeviceMatrix(Matrix<float> const& m)
-      : DeviceMatrix(m.rows, m.cols, to_format<T>(m.values)) {}
+      : DeviceMatrix(m.rows, m.cols, in_format<T>(m.values)) {}
 
   TensorView<T, 2, Cuda> view() const { return {array_->data(), {rows_, cols_}, {cols_ + gap, 1}}; }
   std::vector<T> values() const {
@@ -260,7 +236,7 @@ struct DeviceMatrix {
     }
     return x;
   }
-  std::vector<float> floats() const { return to_float(values()); }
+  std::vector<float> floats() const { return in_float(values()); }
 
  private:
   index_t rows_, cols_;
@@ -298,9 +274,7 @@ struct Data {
         d_o(dy) {}
 
   static Matrix<float> random(index_t rows, index_t cols, std::uint64_t seed, double size = 1.0) {
-    auto m = support::random_matrix<float>(rows, cols, seed, size);
-    m.values = in_format<T>(m.values);
-    return m;
+    return support::random_in_format<T>(rows, cols, seed, size);
   }
 
   reference::AttentionInputs<float> inputs(Case const& c, double size) const {
@@ -519,7 +493,7 @@ TEMPLATE_TEST_CASE(
       // size of do . o, which is that of the sum of |ds|; and 128 queries may all err alike.
       INFO("sum " << sum << " of numbers that sum to " << size);
       CHECK(size > 1);
-      CHECK(std::abs(sum) <= 8 * unit<T> * size);
+      CHECK(std::abs(sum) <= 8 * storage_rounding<T> * size);
     }
   }
 }
@@ -534,7 +508,7 @@ TEMPLATE_TEST_CASE("attention: a query that sees one key alone has a score witho
   CHECK(support::max_abs(out.dq.floats()) == 0);
   CHECK(support::max_abs(out.dk.floats()) == 0);
   CHECK(support::max_abs(out.dbias.floats()) == 0);
-  CHECK(out.dv.floats() == in_format<T>(d.dy.values));
+  CHECK(out.dv.floats() == d.dy.values);
 }
 
 TEMPLATE_TEST_CASE("attention: dropout draws what the CPU draws", "[cuda][ops][grad]", float,
@@ -586,7 +560,7 @@ TEMPLATE_TEST_CASE("attention: dropout draws what the CPU draws", "[cuda][ops][g
       auto const truth = support::values(expected);
       INFO(what);
       CHECK(support::max_difference(actual, truth) <=
-            (std::is_same_v<T, Bf16> ? 4 : 64) * unit<T> * support::max_abs(truth));
+            (std::is_same_v<T, Bf16> ? 4 : 64) * storage_rounding<T> * support::max_abs(truth));
     };
     close("o", out.o.floats(), o);
     close("dq", out.dq.floats(), dq);

@@ -10,6 +10,7 @@
 #include "support/catch.hpp"
 #include "support/compare.hpp"
 #include "support/device_array.hpp"
+#include "support/formats.hpp"
 
 using emprl::Bf16;
 using emprl::Cuda;
@@ -17,6 +18,8 @@ using emprl::DecodeBias;
 using emprl::index_t;
 using emprl::TensorView;
 using support::DeviceArray;
+using support::in_float;
+using support::in_format;
 using support::random_matrix;
 
 namespace {
@@ -24,29 +27,11 @@ namespace {
 constexpr index_t cache_rows = 520;
 constexpr index_t bias_columns = 260;
 
-template <class T>
-std::vector<T> in_format(std::vector<float> const& x) {
-  std::vector<T> y;
-  for (float const v : x) y.push_back(T(v));
-  return y;
-}
-
-template <class T>
-std::vector<float> in_float(std::vector<T> const& x) {
-  std::vector<float> y;
-  for (T const v : x) y.push_back(static_cast<float>(v));
-  return y;
-}
-
 /// Rows whose keys lie anywhere in a cache, one of them without keys; numbers that format T holds.
 template <class T>
 struct Data {
   Data(index_t heads_, index_t head_dim, index_t prefix, bool with_bias) : heads(heads_) {
-    auto const matrix = [](index_t rows, index_t columns, std::uint64_t seed, double scale) {
-      auto m = random_matrix<float>(rows, columns, seed, scale);
-      for (float& x : m.values) x = static_cast<float>(T(x));
-      return m;
-    };
+    auto const matrix = support::random_in_format<T>;
     index_t const width = heads * head_dim;
     q = matrix(rows(), width, 1, 0.3);
     k = matrix(cache_rows, width, 2, 1);
@@ -283,5 +268,5 @@ TEST_CASE("attention_decode on the GPU: inputs that do not fit throw",
   CHECK_THROWS_AS(attempt(32, 3, 0), emprl::ShapeError);
   CHECK_THROWS_AS(attempt(32, 2, 1), emprl::ShapeError);
   CHECK_THROWS_AS(attempt(48, 2, 0), emprl::ConfigError);
-  CHECK_THROWS_WITH(attempt(48, 2, 0), Catch::Matchers::ContainsSubstring("width 48"));
+  CHECK_THROWS_WITH(attempt(48, 2, 0), Catch::Matchers::ContainsSubstring("not 48"));
 }

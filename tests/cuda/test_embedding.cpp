@@ -8,27 +8,20 @@
 #include "support/catch.hpp"
 #include "support/compare.hpp"
 #include "support/device_array.hpp"
+#include "support/formats.hpp"
 
 using emprl::Bf16;
 using emprl::Cuda;
 using emprl::index_t;
 using emprl::TensorView;
 using support::DeviceArray;
+using support::in_float;
 
 namespace {
 
 template <class T>
 std::vector<T> random_elements(index_t n, std::uint64_t seed) {
-  std::vector<T> y;
-  for (float const x : support::random_values<float>(n, seed)) y.push_back(T(x));
-  return y;
-}
-
-template <class T>
-std::vector<float> in_float(std::vector<T> const& x) {
-  std::vector<float> y;
-  for (T const v : x) y.push_back(static_cast<float>(v));
-  return y;
+  return support::in_format<T>(support::random_values<float>(n, seed));
 }
 
 /// Few ids of many: some often, some once, most never.
@@ -122,8 +115,7 @@ TEMPLATE_TEST_CASE("embedding on the GPU: backward adds up repeated ids on top o
           }
           return sum;
         };
-        std::vector<T> plain;
-        for (float const x : expected(0.0f)) plain.push_back(T(x));
+        auto const plain = support::in_format<T>(expected(0.0f));
         DeviceArray<T> dtable(before), dy_on_device(dy);
         DeviceArray<std::int32_t> ids_on_device(ids);
         emprl::embedding_backward(dev, TensorView<T, 2, Cuda>(dtable.data(), {rows, columns}),

@@ -10,6 +10,7 @@
 #include "reference/linear.hpp"
 #include "support/catch.hpp"
 #include "support/compare.hpp"
+#include "support/formats.hpp"
 #if !defined(__CUDACC__)
 #include "emprl/ops/gemm_cpu.hpp"
 #endif
@@ -20,6 +21,7 @@ using emprl::index_t;
 using emprl::TensorView;
 using emprl::Trans;
 using reference::Matrix;
+using support::random_in_format;
 
 namespace {
 
@@ -63,14 +65,6 @@ class Strided {
   TensorView<T, 2, Cuda> view_;
 };
 
-/// Random numbers that T holds exactly.
-template <class T>
-Matrix<float> numbers(index_t rows, index_t columns, std::uint64_t seed) {
-  auto x = support::random_matrix<float>(rows, columns, seed);
-  for (float& v : x.values) v = static_cast<float>(T(v));
-  return x;
-}
-
 /// Every element within the error of a float sum of its terms, whose sizes are `size`, and of one
 /// rounding to R.
 template <class R>
@@ -96,9 +90,9 @@ template <class T, class R>
 void check_gemm(Cuda& dev, index_t m, index_t n, index_t k, Trans ta, Trans tb, float beta) {
   INFO("m = " << m << ", n = " << n << ", k = " << k << ", transposed " << (ta == Trans::yes) << ' '
               << (tb == Trans::yes) << ", beta = " << beta);
-  auto const a = numbers<T>(m, k, 1);
-  auto const b = numbers<T>(k, n, 2);
-  auto const before = numbers<R>(m, n, 3);
+  auto const a = random_in_format<T>(m, k, 1);
+  auto const b = random_in_format<T>(k, n, 2);
+  auto const before = random_in_format<R>(m, n, 3);
   Strided<T> const a_there(dev, ta == Trans::no ? a : transpose(a), 8);
   Strided<T> const b_there(dev, tb == Trans::no ? b : transpose(b), 0);
   // What is not to be read is NaN.
@@ -148,7 +142,7 @@ TEST_CASE("gemm: no rows, no columns and no terms are products too", "[cuda][gem
   Strided<float> const none(dev, 0, 3, 0), weight(dev, 2, 3, 0), c(dev, 0, 2, 0);
   gemm(dev, Trans::no, Trans::yes, 1.0f, none.view(), weight.view(), 0.0f, c.view());
   // The gradient of a weight over no tokens: nothing is added, or zero is written.
-  Matrix<float> const before = numbers<float>(3, 2, 4);
+  Matrix<float> const before = random_in_format<float>(3, 2, 4);
   Strided<float> const sum(dev, before, 5), empty(dev, 0, 2, 0);
   gemm(dev, Trans::yes, Trans::no, 1.0f, none.view(), empty.view(), 1.0f, sum.view());
   CHECK(sum.values().values == reference::convert<double>(before).values);
@@ -174,7 +168,8 @@ TEMPLATE_TEST_CASE("gemm: bias and ReLU in the same pass, and ReLU's gradient by
   for (index_t const m : {1, 33}) {
     for (index_t const n : {2, 31, 257}) {
       index_t const k = 33;
-      auto const x = numbers<T>(m, k, 5), w = numbers<T>(n, k, 6), bias = numbers<T>(1, n, 7);
+      auto const x = random_in_format<T>(m, k, 5), w = random_in_format<T>(n, k, 6),
+                 bias = random_in_format<T>(1, n, 7);
       auto const x64 = reference::convert<double>(x), w64 = reference::convert<double>(w);
       Strided<T> const x_there(dev, x, 8), w_there(dev, w, 0), bias_there(dev, bias, 0);
       TensorView<T, 1, Cuda> const b(bias_there.view().data(), {n});
@@ -198,7 +193,7 @@ TEMPLATE_TEST_CASE("gemm: bias and ReLU in the same pass, and ReLU's gradient by
 
       // The mask passes the gradient where the output is positive.
       auto const positive = y.values();
-      auto const dz = numbers<T>(m, 5, 8), v = numbers<T>(5, n, 9);
+      auto const dz = random_in_format<T>(m, 5, 8), v = random_in_format<T>(5, n, 9);
       Strided<T> const dz_there(dev, dz, 0), v_there(dev, v, 0), dy(dev, m, n, 0);
       gemm_relu_backward(dev, Trans::no, Trans::no, 1.0f, dz_there.view(), v_there.view(),
                          dy.view(), mask.view());

@@ -8,6 +8,7 @@
 #include "support/catch.hpp"
 #include "support/compare.hpp"
 #include "support/device_array.hpp"
+#include "support/formats.hpp"
 #if !defined(__CUDACC__)
 #include "emprl/ops/gemm_cpu.hpp"
 #endif
@@ -16,15 +17,9 @@ using emprl::Bf16;
 using emprl::Cuda;
 using emprl::index_t;
 using emprl::TensorView;
+using support::in_format;
 
 namespace {
-
-template <class T>
-std::vector<T> rounded(std::vector<float> const& x) {
-  std::vector<T> y;
-  for (float const v : x) y.push_back(T(v));
-  return y;
-}
 
 /// Rows of `pitch` elements, NaN behind the first `columns` of each.
 template <class T>
@@ -47,8 +42,8 @@ TEMPLATE_TEST_CASE("add_bias: every row gets the bias, rounded once", "[cuda][li
   support::for_each_schedule(2, [&] {
     for (index_t const rows : {0, 1, 3}) {
       for (index_t const columns : {1, 31, 257}) {
-        auto const x = rounded<T>(support::random_values<float>(rows * columns, 1));
-        auto const b = rounded<T>(support::random_values<float>(columns, 2));
+        auto const x = in_format<T>(support::random_values<float>(rows * columns, 1));
+        auto const b = in_format<T>(support::random_values<float>(columns, 2));
         support::DeviceArray<T> y(padded(x, rows, columns, columns + 3)), bias(b);
         add_bias(dev, TensorView<T, 2, Cuda>(y.data(), {rows, columns + 3}).columns(0, columns),
                  TensorView<T, 1, Cuda>(bias.data(), {columns}));
@@ -83,7 +78,7 @@ TEMPLATE_TEST_CASE("sum_rows: adds the sums of columns, the same bits in every o
   // Two chunks of rows, and a part of one.
   for (index_t const rows : {0, 1, 7, 33, 600}) {
     for (index_t const columns : {1, 33, 97}) {
-      auto const x = rounded<T>(support::random_values<float>(rows * columns, 3));
+      auto const x = in_format<T>(support::random_values<float>(rows * columns, 3));
       auto const before = support::random_values<float>(columns, 4);
       std::vector<std::vector<float>> results;
       support::for_each_schedule(columns == 33 ? 10 : 1, [&] {

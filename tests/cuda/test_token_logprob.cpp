@@ -11,12 +11,15 @@
 #include "support/catch.hpp"
 #include "support/compare.hpp"
 #include "support/device_array.hpp"
+#include "support/formats.hpp"
 
 using emprl::Bf16;
 using emprl::Cuda;
 using emprl::index_t;
 using emprl::TensorView;
 using support::DeviceArray;
+using support::in_float;
+using support::in_format;
 using support::random_matrix;
 
 namespace {
@@ -27,27 +30,6 @@ std::vector<std::int32_t> some_targets(index_t n, index_t v) {
     targets.push_back(static_cast<std::int32_t>((i * 31 + v - 1) % v));
   }
   return targets;
-}
-
-/// The numbers that format T holds, in float.
-template <class T>
-reference::Matrix<float> rounded(reference::Matrix<float> m) {
-  for (float& x : m.values) x = static_cast<float>(T(x));
-  return m;
-}
-
-template <class T>
-std::vector<T> in_format(std::vector<float> const& x) {
-  std::vector<T> y;
-  for (float const v : x) y.push_back(T(v));
-  return y;
-}
-
-template <class T>
-std::vector<float> in_float(std::vector<T> const& x) {
-  std::vector<float> y;
-  for (T const v : x) y.push_back(static_cast<float>(v));
-  return y;
 }
 
 template <class T>
@@ -113,7 +95,7 @@ TEMPLATE_TEST_CASE("token_logprob on the GPU: forward matches the loops",
         if (n * v > 20000) continue;
         for (double const size : {0.1, 3.0, 30.0}) {
           INFO(n << " rows, " << v << " tokens, size " << size);
-          auto const logits = rounded<T>(random_matrix<float>(n, v, 1, size));
+          auto const logits = support::random_in_format<T>(n, v, 1, size);
           auto const in_double = reference::convert<double>(logits);
           auto const targets = some_targets(n, v);
           auto const actual = forward<T>(dev, in_format<T>(logits.values), n, v, targets);
@@ -179,7 +161,7 @@ TEMPLATE_TEST_CASE("token_logprob on the GPU: backward writes both gradients ove
       for (index_t const v : {1, 2, 31, 33, 97, 257}) {
         for (bool const with_entropy : {false, true}) {
           INFO(n << " rows, " << v << " tokens, entropy " << with_entropy);
-          auto const logits = rounded<T>(random_matrix<float>(n, v, 1, 2.0));
+          auto const logits = support::random_in_format<T>(n, v, 1, 2.0);
           auto const targets = some_targets(n, v);
           auto g = support::random_values<float>(n, 2);
           auto h = support::random_values<float>(n, 3);

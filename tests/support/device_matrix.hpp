@@ -19,30 +19,12 @@
 #include "support/catch.hpp"
 #include "support/compare.hpp"
 #include "support/device_array.hpp"
+#include "support/formats.hpp"
 
 namespace support {
 
 using emprl::Bf16;
 using emprl::Cuda;
-
-/// The nearest number of a format, and the numbers of a list in it.
-template <class T>
-float rounded(float x) {
-  return static_cast<float>(static_cast<T>(x));
-}
-
-/// What storing a number may cost, relative to it.
-template <class T>
-inline constexpr double storage_rounding = std::is_same_v<T, Bf16> ? 0x1p-8 : 0x1p-24;
-
-/// Random numbers that the format holds exactly, so that float and double start from the same.
-template <class T>
-reference::Matrix<float> random_in_format(index_t rows, index_t columns, std::uint64_t seed,
-                                          double scale = 1.0) {
-  auto m = random_matrix<float>(rows, columns, seed, scale);
-  for (float& v : m.values) v = rounded<T>(v);
-  return m;
-}
 
 /// A matrix on the device, each row `gap` elements away from the end of the last.
 template <class T>
@@ -91,11 +73,7 @@ class DeviceMatrix {
     return result;
   }
 
-  std::vector<float> values() const {
-    std::vector<float> result;
-    for (T const v : stored()) result.push_back(static_cast<float>(v));
-    return result;
-  }
+  std::vector<float> values() const { return in_float(stored()); }
 
  private:
   DeviceMatrix(index_t rows, index_t columns, index_t gap, std::vector<T> const& all)

@@ -19,9 +19,14 @@ concept Scalar = std::same_as<T, float> || std::same_as<T, double>;
 template <class T>
 using Accumulator = std::conditional_t<std::same_as<T, double>, double, float>;
 
+/// What ops on the GPU read and write. Arithmetic is in float; a result is rounded once, when it is
+/// stored.
+template <class T>
+concept CudaElement = std::same_as<T, float> || std::same_as<T, Bf16>;
+
 /// What tensors of layers hold: a Scalar, or a 16-bit format of the GPU, whose sums, statistics and
 /// parameter gradients are then in float.
 template <class T>
-concept Element = Scalar<T> || std::same_as<T, Bf16>;
+concept Element = Scalar<T> || CudaElement<T>;
 
 }  // namespace emprl

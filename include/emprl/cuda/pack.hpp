@@ -21,6 +21,10 @@ struct alignas(sizeof(T) * N) Pack {
   T x[N];
 };
 
+/// Elements of a load of 16 bytes, the widest there is.
+template <class T>
+inline constexpr int pack_elements = 16 / static_cast<int>(sizeof(T));
+
 #if !defined(__CUDACC__)
 namespace detail {
 inline void check_aligned(void const* p, std::size_t bytes, char const* what, Site where) {

@@ -3,26 +3,20 @@
 
 // Rows of a matrix as a block reads them: 16 bytes a load where the row's alignment allows it. A
 // row of an odd number of columns begins anywhere, so the elements before the first multiple of 16
-// bytes and those behind the last are taken one by one.
+// bytes and those behind the last are taken one by one. This is for kernels that give a whole block
+// to one long row, the logits of a vocabulary; kernels that spread threads over a matrix, and
+// choose on the host between packs and single elements, share ops/row_packs.cuh.
 
-#include <concepts>
 #include <cstdint>
 
 #include "emprl/core/half.hpp"
+#include "emprl/core/scalar.hpp"
 #include "emprl/cuda/kernel.hpp"
 #include "emprl/cuda/pack.hpp"
 #include "emprl/cuda/reduce.hpp"
 #include "emprl/math/softmax_sums.hpp"
 
 namespace emprl::cuda {
-
-/// What the rows of these kernels hold. Arithmetic is done in float.
-template <class T>
-concept RowElement = std::same_as<T, float> || std::same_as<T, Bf16>;
-
-/// Elements of a load of 16 bytes.
-template <RowElement T>
-inline constexpr int pack_elements = 16 / static_cast<int>(sizeof(T));
 
 /// N neighbouring elements of a row in float.
 template <int N>
@@ -31,7 +25,7 @@ struct Floats {
   float x[N];
 };
 
-template <RowElement T, int N>
+template <CudaElement T, int N>
 EMPRL_DEVICE Floats<N> to_floats(Pack<T, N> const& pack) {
   Floats<N> y;
   EMPRL_UNROLL
@@ -39,7 +33,7 @@ EMPRL_DEVICE Floats<N> to_floats(Pack<T, N> const& pack) {
   return y;
 }
 
-template <RowElement T, int N>
+template <CudaElement T, int N>
 EMPRL_DEVICE Pack<T, N> to_pack(Floats<N> const& x) {
   Pack<T, N> pack;
   EMPRL_UNROLL
@@ -53,7 +47,7 @@ struct RowParts {
   int packs;
 };
 
-template <RowElement T>
+template <CudaElement T>
 EMPRL_DEVICE RowParts row_parts(T const* row, int n) {
   constexpr int bytes = 16;
   int const past = static_cast<int>(reinterpret_cast<std::uintptr_t>(row) % bytes);
@@ -64,7 +58,7 @@ EMPRL_DEVICE RowParts row_parts(T const* row, int n) {
 
 /// Calls f(i, x) for the elements of the row that fall to this thread, with x the Floats from
 /// element i on; i ascends. Four loads are under way at a time.
-template <RowElement T, class F>
+template <CudaElement T, class F>
 EMPRL_DEVICE void for_each_in_row(T const* row, int n, F f) {
   constexpr int width = pack_elements<T>;
   constexpr int together = 4;
@@ -91,7 +85,7 @@ EMPRL_DEVICE void for_each_in_row(T const* row, int n, F f) {
 }
 
 /// row[i] = f(i, row[i]) for the elements that fall to this thread.
-template <RowElement T, class F>
+template <CudaElement T, class F>
 EMPRL_DEVICE void transform_row(T* row, int n, F f) {
   constexpr int width = pack_elements<T>;
   for_each_in_row(row, n, [&](int i, auto x) {

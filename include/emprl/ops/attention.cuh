@@ -17,14 +17,13 @@
 
 #include <array>
 #include <cmath>
-#include <concepts>
 #include <cstdint>
 #include <limits>
 #include <string>
 #include <type_traits>
 
 #include "emprl/core/half.hpp"
-#include "emprl/core/rng.hpp"
+#include "emprl/core/scalar.hpp"
 #include "emprl/cuda/async_copy.hpp"
 #include "emprl/cuda/context.cuh"
 #include "emprl/cuda/kernel.hpp"
@@ -34,12 +33,11 @@
 #include "emprl/cuda/shared.hpp"
 #include "emprl/math/exp.hpp"
 #include "emprl/ops/attention.hpp"
+#include "emprl/ops/dropout.cuh"
+#include "emprl/ops/head_width.cuh"
+#include "emprl/ops/row_packs.cuh"
 
 namespace emprl {
-
-/// The formats of queries, keys and values on the GPU.
-template <class T>
-concept AttentionFormat = std::same_as<T, float> || std::same_as<T, Bf16>;
 
 namespace detail {
 
@@ -61,7 +59,7 @@ template <class T, int Dh>
 struct AttentionLayout {
   /// 16 bytes more than a row has: the eight rows that are read at a time then lie in different
   /// banks.
-  static constexpr int pitch = Dh + 16 / static_cast<int>(sizeof(T));
+  static constexpr int pitch = Dh + cuda::pack_elements<T>;
   static constexpr int elements = attention_tile * pitch;
   /// Tiles that pass by have two buffers. In float, one: two would leave no multiprocessor room for
   /// a second block, which hides the copies as well.
@@ -76,15 +74,6 @@ struct AttentionLayout {
   /// Score gradients on their way to the diagonals: eight rows a warp, columns -8 .. 63.
   static constexpr int skew_pitch = attention_tile + 8;
   static constexpr int skew = 4 * 8 * skew_pitch;
-};
-
-/// What dropout needs, see dropout_factors.
-struct AttentionDropout {
-  std::uint32_t threshold = 0;
-  float keep = 1;
-  std::uint32_t purpose = 0;
-  std::uint32_t step = 0;
-  std::uint64_t seed = 0;
 };
 
 /// The inputs as kernels want them. Pitches count elements from row to row.
@@ -110,7 +99,7 @@ struct AttentionCall {
   int prefix;
   bool causal;
   float scale;
-  AttentionDropout dropout;
+  DropoutDraw dropout;
 };
 
 /// One ragged row.
@@ -173,7 +162,7 @@ EMPRL_DEVICE float shifted_exp(float x, float shift) {
 /// Starts to copy 64 rows of Dh elements; from(r) is the address of row r, null for zeros.
 template <int Dh, class T, class From>
 EMPRL_DEVICE void copy_attention_rows(cuda::Shared<T> tile, T const* anywhere, From from) {
-  constexpr int pack = 16 / static_cast<int>(sizeof(T));
+  constexpr int pack = cuda::pack_elements<T>;
   constexpr int packs = Dh / pack;
   for (int x = cuda::thread_rank(); x < attention_tile * packs; x += attention_threads) {
     int const r = x / packs;
@@ -224,16 +213,15 @@ template <class T>
 EMPRL_DEVICE void draw_attention_dropout(cuda::Shared<std::uint32_t> kept,
                                          AttentionCall<T> const& call, AttentionRow const& row,
                                          int h, int q0, int k0) {
-  AttentionDropout const& dropout = call.dropout;
+  DropoutDraw const& dropout = call.dropout;
   for (int x = cuda::thread_rank(); x < attention_tile * 16; x += attention_threads) {
     auto const draw_row =
         static_cast<std::uint32_t>((row.first_query + q0 + x / 16) * call.heads + h);
-    auto const [w0, w1, w2, w3] = philox(
-        {dropout.purpose, dropout.step, draw_row,
-         static_cast<std::uint32_t>(k0 / 128 * 16 + x % 16)},
-        {static_cast<std::uint32_t>(dropout.seed), static_cast<std::uint32_t>(dropout.seed >> 32)});
+    auto const [w0, w1, w2, w3] = dropout.words(
+        draw_row,
+        static_cast<std::uint32_t>(k0 / dropout_group * dropout_lanes + x % dropout_lanes));
     // A group of draws is 128 keys: the even tile takes the first two words, the odd one the rest.
-    bool const odd = k0 % 128 != 0;
+    bool const odd = k0 % dropout_group != 0;
     std::uint32_t const low = odd ? w2 : w0;
     std::uint32_t const high = odd ? w3 : w1;
     std::uint32_t bits = 0;
@@ -895,30 +883,10 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(256)
   to[i % width] += sum;
 }
 
-/// Calls f(std::integral_constant<int, Dh>) for a head width that has kernels.
-/// @throws ConfigError for another one
-template <class F>
-void dispatch_head_dim(index_t head_dim, F f) {
-  switch (head_dim) {
-    case 32:
-      return f(std::integral_constant<int, 32>{});
-    case 64:
-      return f(std::integral_constant<int, 64>{});
-    case 128:
-      return f(std::integral_constant<int, 128>{});
-    default:
-      throw ConfigError(
-          "attention on the GPU has kernels for heads of 32, 64 and 128 columns, not " +
-          std::to_string(head_dim));
-  }
-}
-
 /// @throws ShapeError unless every row of x begins at a multiple of 16 bytes
 template <class T>
 void check_attention_alignment(TensorView<T, 2, Cuda> const& x) {
-  expects(x.empty() || (reinterpret_cast<std::uintptr_t>(x.data()) % 16 == 0 &&
-                        x.stride(0) * static_cast<index_t>(sizeof(T)) % 16 == 0),
-          "attention: on the GPU rows must begin at multiples of 16 bytes");
+  expects(begins_at_packs(x), "attention: on the GPU rows must begin at multiples of 16 bytes");
 }
 
 /// Checks what the host can and puts the inputs together for kernels.
@@ -958,14 +926,7 @@ AttentionCall<T> attention_call(AttentionInputs<T, Cuda> const& in) {
     call.prefix_k_pitch = in.prefix_k.stride(0);
     call.prefix_v_pitch = in.prefix_v.stride(0);
   }
-  if (in.dropout.active()) {
-    AttentionDropout& dropout = call.dropout;
-    dropout.threshold = static_cast<std::uint32_t>(in.dropout.probability * 65536.0 + 0.5);
-    dropout.keep = static_cast<float>(65536.0 / (65536.0 - dropout.threshold));
-    dropout.purpose = static_cast<std::uint32_t>(Stream::dropout) | in.dropout.site << 8;
-    dropout.step = in.dropout.step;
-    dropout.seed = in.dropout.seed;
-  }
+  call.dropout = DropoutDraw(in.dropout);
   return call;
 }
 
@@ -996,7 +957,7 @@ struct AttentionGrid {
 /// multiple of 16 bytes, or the bias table does not reach the longest distance
 /// @throws ConfigError if heads are not 32, 64 or 128 columns wide
 /// @throws CudaError if a launch fails
-template <AttentionFormat T>
+template <CudaElement T>
 void attention_forward(Cuda& dev, Out<T, 2, Cuda> o, OptionalOut<float, 2, Cuda> lse,
                        std::type_identity_t<AttentionInputs<T, Cuda>> const& in) {
   detail::AttentionCall<T> const call = detail::attention_call(in);
@@ -1005,7 +966,7 @@ void attention_forward(Cuda& dev, Out<T, 2, Cuda> o, OptionalOut<float, 2, Cuda>
               (lse.empty() || (lse.extent(0) == in.heads && lse.extent(1) == in.q.extent(0))),
           "attention: o must have the shape of q, lse one row a head and one column a query");
   detail::check_attention_alignment(o);
-  detail::dispatch_head_dim(in.q.extent(1) / in.heads, [&](auto head_dim) {
+  detail::dispatch_head_width("attention", in.q.extent(1) / in.heads, [&](auto head_dim) {
     if (grid.rows == 0 || grid.query_tiles == 0) return;
     auto const run = [&](auto with_dropout) {
       constexpr int width = decltype(head_dim)::value;
@@ -1038,7 +999,7 @@ void attention_forward(Cuda& dev, Out<T, 2, Cuda> o, OptionalOut<float, 2, Cuda>
 /// @param out  `=` and `+=` as its fields say      @param o, lse as written by attention_forward
 /// @param d_o (Nq, H*Dh)
 /// @throws ShapeError, ConfigError and CudaError as attention_forward does
-template <AttentionFormat T>
+template <CudaElement T>
 void attention_backward(Cuda& dev, AttentionGradients<T, Cuda> const& out,
                         std::type_identity_t<AttentionInputs<T, Cuda>> const& in, In<T, 2, Cuda> o,
                         In<float, 2, Cuda> lse, In<T, 2, Cuda> d_o) {
@@ -1060,7 +1021,7 @@ void attention_backward(Cuda& dev, AttentionGradients<T, Cuda> const& out,
   detail::check_attention_alignment(out.dk);
   detail::check_attention_alignment(out.dv);
 
-  detail::dispatch_head_dim(in.q.extent(1) / in.heads, [&](auto head_dim) {
+  detail::dispatch_head_width("attention", in.q.extent(1) / in.heads, [&](auto head_dim) {
     if (grid.rows == 0) return;
     constexpr int width = decltype(head_dim)::value;
     ArenaScope scope(dev.scratch);

@@ -14,9 +14,12 @@
 #include <limits>
 #include <string>
 
+#include "emprl/core/scalar.hpp"
 #include "emprl/cuda/context.cuh"
 #include "emprl/cuda/row.hpp"
 #include "emprl/ops/attention_decode.hpp"
+#include "emprl/ops/head_width.cuh"
+#include "emprl/ops/row_packs.cuh"
 
 namespace emprl {
 
@@ -26,7 +29,7 @@ inline constexpr int decode_warps = 4;
 inline constexpr int decode_threads = decode_warps * cuda::warp_size;
 
 /// What the kernel knows. Pitches are elements from row to row.
-template <cuda::RowElement T>
+template <CudaElement T>
 struct DecodeArguments {
   T* o = nullptr;
   T const* q = nullptr;
@@ -53,7 +56,7 @@ struct DecodeArguments {
 
 /// PRECOND: a block a (row, head), decode_threads of it; all rows and pitches are multiples of 16
 /// bytes; ranges lie in the cache and are no longer than the bias
-template <cuda::RowElement T, int Dh>
+template <CudaElement T, int Dh>
 EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(decode_threads) attention_decode_kernel(DecodeArguments<T> in) {
   constexpr float infinity = std::numeric_limits<float>::infinity();
   constexpr int width = cuda::pack_elements<T>;
@@ -188,33 +191,9 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(decode_threads) attention_decode_kernel(DecodeA
   in.o[a * in.o_pitch + h * Dh + column] = T(keys == 0 ? 0.0f : y / total);
 }
 
-/// Calls f(std::integral_constant<int, width>) for the head widths that the kernel has.
-/// @throws ConfigError for any other
-template <class F>
-void dispatch_decode_width(index_t width, F f) {
-  switch (width) {
-    case 32:
-      return f(std::integral_constant<int, 32>{});
-    case 64:
-      return f(std::integral_constant<int, 64>{});
-    case 128:
-      return f(std::integral_constant<int, 128>{});
-    default:
-      throw ConfigError("attention_decode on the GPU: heads of width " + std::to_string(width) +
-                        "; it has kernels for 32, 64 and 128");
-  }
-}
-
-/// True if rows of the view can be read 16 bytes at a time, heads of 16 bytes and more apart.
-template <class T>
-bool begins_at_packs(TensorView<T, 2, Cuda> x) {
-  return x.empty() || (reinterpret_cast<std::uintptr_t>(x.data()) % 16 == 0 &&
-                       x.stride(0) * index_t{sizeof(T)} % 16 == 0);
-}
-
 /// Fills in what both entries share, and launches. The cache is const here; a growing one is added
 /// by the caller.
-template <cuda::RowElement T>
+template <CudaElement T>
 void launch_attention_decode(Cuda& dev, TensorView<T, 2, Cuda> o, In<T, 2, Cuda> q,
                              CachedKeys<T, Cuda> const& cache, index_t heads,
                              In<float, 2, Cuda> bias, In<T, 2, Cuda> prefix_k,
@@ -259,11 +238,13 @@ void launch_attention_decode(Cuda& dev, TensorView<T, 2, Cuda> o, In<T, 2, Cuda>
     in.prefix_v = prefix_v.data();
     in.prefix_v_pitch = prefix_v.stride(0);
   }
-  dispatch_decode_width(q.extent(1) / heads, [&]<int Dh>(std::integral_constant<int, Dh>) {
-    if (active == 0) return;
-    cuda::launch<attention_decode_kernel<T, Dh>>(
-        dev.stream, {.grid = {cuda::blocks_for(active * heads, 1)}, .block = {decode_threads}}, in);
-  });
+  dispatch_head_width(
+      "attention_decode", q.extent(1) / heads, [&]<int Dh>(std::integral_constant<int, Dh>) {
+        if (active == 0) return;
+        cuda::launch<attention_decode_kernel<T, Dh>>(
+            dev.stream, {.grid = {cuda::blocks_for(active * heads, 1)}, .block = {decode_threads}},
+            in);
+      });
 }
 
 }  // namespace detail
@@ -273,7 +254,7 @@ void launch_attention_decode(Cuda& dev, TensorView<T, 2, Cuda> o, In<T, 2, Cuda>
 /// @param dev  work is ordered on dev.stream, no synchronisation
 /// @throws ShapeError if extents disagree or a row does not begin at a multiple of 16 bytes,
 ///         ConfigError if heads are not 32, 64 or 128 wide
-template <cuda::RowElement T>
+template <CudaElement T>
 void attention_decode(Cuda& dev, Out<T, 2, Cuda> o, In<T, 2, Cuda> q,
                       std::type_identity_t<CachedKeys<T, Cuda>> const& cache, index_t heads,
                       In<float, 2, Cuda> bias, In<T, 2, Cuda> prefix_k, In<T, 2, Cuda> prefix_v,
@@ -286,7 +267,7 @@ void attention_decode(Cuda& dev, Out<T, 2, Cuda> o, In<T, 2, Cuda> q,
 /// to the cache by the same kernel.
 /// @param dev  work is ordered on dev.stream, no synchronisation
 /// @throws ShapeError, ConfigError as attention_decode
-template <cuda::RowElement T>
+template <CudaElement T>
 void attention_decode_append(Cuda& dev, Out<T, 2, Cuda> o, In<T, 2, Cuda> q, In<T, 2, Cuda> new_k,
                              In<T, 2, Cuda> new_v,
                              std::type_identity_t<GrowingKeys<T, Cuda>> const& cache, index_t heads,

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "emprl/core/half.hpp"
+#include "emprl/core/scalar.hpp"
 #include "emprl/cuda/context.cuh"
 #include "emprl/cuda/launch.cuh"
 #include "emprl/cuda/pack.hpp"
@@ -18,7 +19,7 @@ namespace emprl {
 namespace detail {
 
 /// y = x, rounded. PRECOND: matrix_shape for columns / Width; rows aligned to packs of Width
-template <int Width, RowElement To, RowElement From>
+template <int Width, CudaElement To, CudaElement From>
 EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(row_threads)
     convert_kernel(TensorView<To, 2, Cuda> y, TensorView<From const, 2, Cuda> x) {
   index_t const j = cuda::global_thread_x() * Width;
@@ -32,7 +33,7 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(row_threads)
   }
 }
 
-template <RowElement To, RowElement From>
+template <CudaElement To, CudaElement From>
 void launch_convert(Cuda& dev, TensorView<To, 2, Cuda> y, TensorView<From const, 2, Cuda> x) {
   expects(y.extents() == x.extents(), "convert: the extents disagree");
   if (y.empty()) return;

@@ -51,6 +51,15 @@ class DropoutSites {
   DropoutKey next_;
 };
 
+namespace detail {
+
+/// A Philox block decides over eight elements of a row, dropout_lanes columns apart: blocks l = 0
+/// .. dropout_lanes - 1 of a group serve dropout_group neighbouring columns.
+inline constexpr int dropout_lanes = 16;
+inline constexpr int dropout_group = 8 * dropout_lanes;
+
+}  // namespace detail
+
 /// The factors of columns first .. first + n of one row: 0 with the key's probability, else 1 / (1
 /// - probability). `first` is a multiple of 128. A decision takes 16 random bits, so that one
 /// Philox block serves eight; the probability is thereby a multiple of 2^-16 and the factor is
@@ -58,8 +67,8 @@ class DropoutSites {
 template <Scalar T>
 void dropout_factors(DropoutKey const& key, std::uint32_t row, index_t first, T* factor,
                      index_t n) {
-  constexpr index_t lanes = 16;
-  constexpr index_t group = lanes * 8;
+  constexpr index_t lanes = detail::dropout_lanes;
+  constexpr index_t group = detail::dropout_group;
   std::uint32_t const threshold = key.threshold();
   T const keep = static_cast<T>(key.keep());
   std::uint32_t const purpose = key.purpose();

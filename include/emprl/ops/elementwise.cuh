@@ -8,6 +8,7 @@
 #include <array>
 #include <type_traits>
 
+#include "emprl/core/scalar.hpp"
 #include "emprl/math/activation.hpp"
 #include "emprl/ops/elementwise.hpp"
 #include "emprl/ops/row_packs.cuh"
@@ -18,7 +19,7 @@ namespace detail {
 
 /// y[n,c] = f(xs[n,c]...).     y may alias any of them
 /// PRECOND: Width 1, or all rows in packs
-template <int Width, class F, RowElement T, class... Inputs>
+template <int Width, class F, CudaElement T, class... Inputs>
 EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(row_threads)
     map_rows_kernel(F f, TensorView<T, 2, Cuda> y, Inputs... xs) {
   index_t const c = cuda::global_thread_x() * Width;
@@ -38,7 +39,7 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(row_threads)
 }
 
 /// Launches it. @throws ShapeError unless all views are of the extents of y
-template <RowElement T, class F, class... Inputs>
+template <CudaElement T, class F, class... Inputs>
 void map_rows(Cuda& dev, char const* mismatch, F f, TensorView<T, 2, Cuda> y, Inputs... xs) {
   expects(((xs.extents() == y.extents()) && ...), mismatch);
   if (y.empty()) return;
@@ -91,7 +92,7 @@ struct TanhBackward {
 };
 
 /// PRECOND: Width 1, or all rows and both halves in packs
-template <int Width, RowElement T>
+template <int Width, CudaElement T>
 EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(row_threads)
     gated_gelu_backward_kernel(TensorView<T, 2, Cuda> dgate, TensorView<T, 2, Cuda> dx,
                                TensorView<T const, 2, Cuda> dy, TensorView<T const, 2, Cuda> gate,
@@ -121,7 +122,7 @@ inline constexpr int segment_groups = 8;
 /// y[b,:] = the mean of the rows of segment b, zeros if it has none.
 /// PRECOND: blocks of (32, segment_groups) threads, a segment each along y; Width 1, or rows in
 /// packs
-template <int Width, RowElement T>
+template <int Width, CudaElement T>
 EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(cuda::warp_size* segment_groups)
     segment_mean_forward_kernel(TensorView<T, 2, Cuda> y, TensorView<T const, 2, Cuda> x,
                                 index_t const* offsets) {
@@ -163,7 +164,7 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(cuda::warp_size* segment_groups)
 
 /// dx[n,:] = dy[b,:] / length for the rows n of segment b.
 /// PRECOND: as segment_mean_forward_kernel
-template <int Width, RowElement T>
+template <int Width, CudaElement T>
 EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(cuda::warp_size* segment_groups)
     segment_mean_backward_kernel(TensorView<T, 2, Cuda> dx, TensorView<T const, 2, Cuda> dy,
                                  index_t const* offsets) {
@@ -194,44 +195,44 @@ inline cuda::LaunchShape segment_shape(index_t segments, index_t packs) {
 }  // namespace detail
 
 /// y = x.     y, x (N, C)
-template <RowElement T>
+template <CudaElement T>
 void copy(Cuda& dev, Out<T, 2, Cuda> y, In<T, 2, Cuda> x) {
   detail::map_rows(dev, "copy: the extents disagree", detail::Same{}, y, x);
 }
 
 /// y += x.     y, x (N, C)
-template <RowElement T>
+template <CudaElement T>
 void add(Cuda& dev, Out<T, 2, Cuda> y, In<T, 2, Cuda> x) {
   detail::map_rows(dev, "add: the extents disagree", detail::Add{}, y, y, x);
 }
 
 /// y = value.
-template <RowElement T>
+template <CudaElement T>
 void fill(Cuda& dev, Out<T, 2, Cuda> y, std::type_identity_t<T> value) {
   detail::map_rows(dev, "", detail::Constant{static_cast<float>(value)}, y);
 }
 
 /// x *= factor, which is a float for every format of x.
-template <RowElement T>
+template <CudaElement T>
 void scale(Cuda& dev, Out<T, 2, Cuda> x, float factor) {
   detail::map_rows(dev, "", detail::Scale{factor}, x, x);
 }
 
 /// y = max(x, 0).     y may alias x
-template <RowElement T>
+template <CudaElement T>
 void relu_forward(Cuda& dev, Out<T, 2, Cuda> y, In<T, 2, Cuda> x) {
   detail::map_rows(dev, "relu: the extents disagree", detail::Relu{}, y, x);
 }
 
 /// dx = dy where y > 0, else 0 (the derivative at 0 is 0).     dx may alias dy; y is the output of
 /// the forward pass
-template <RowElement T>
+template <CudaElement T>
 void relu_backward(Cuda& dev, Out<T, 2, Cuda> dx, In<T, 2, Cuda> dy, In<T, 2, Cuda> y) {
   detail::map_rows(dev, "relu: the extents disagree", detail::ReluBackward{}, dx, dy, y);
 }
 
 /// Gated GELU (Shazeer 2020): y[n,f] = gelu_new(x[n,f]) * x[n,F+f].     y (N, F), x (N, 2F)
-template <RowElement T>
+template <CudaElement T>
 void gated_gelu_forward(Cuda& dev, Out<T, 2, Cuda> y, In<T, 2, Cuda> x) {
   index_t const f = y.extent(1);
   expects(x.extent(1) == 2 * f, "gated_gelu: the input must be twice as wide as the output");
@@ -241,7 +242,7 @@ void gated_gelu_forward(Cuda& dev, Out<T, 2, Cuda> y, In<T, 2, Cuda> x) {
 
 /// dx[n,f] = dy gelu_new'(x[n,f]) x[n,F+f],  dx[n,F+f] = dy gelu_new(x[n,f]).     dx (N, 2F) may
 /// not alias dy (N, F)
-template <RowElement T>
+template <CudaElement T>
 void gated_gelu_backward(Cuda& dev, Out<T, 2, Cuda> dx, In<T, 2, Cuda> dy, In<T, 2, Cuda> x) {
   index_t const f = dy.extent(1);
   expects(dx.extent(1) == 2 * f && x.extent(1) == 2 * f,
@@ -262,13 +263,13 @@ void gated_gelu_backward(Cuda& dev, Out<T, 2, Cuda> dx, In<T, 2, Cuda> dy, In<T,
 }
 
 /// y = tanh x.     y may alias x
-template <RowElement T>
+template <CudaElement T>
 void tanh_forward(Cuda& dev, Out<T, 2, Cuda> y, In<T, 2, Cuda> x) {
   detail::map_rows(dev, "tanh: the extents disagree", detail::Tanh{}, y, x);
 }
 
 /// dx = dy (1 - y^2).     dx may alias dy; y is the output of the forward pass
-template <RowElement T>
+template <CudaElement T>
 void tanh_backward(Cuda& dev, Out<T, 2, Cuda> dx, In<T, 2, Cuda> dy, In<T, 2, Cuda> y) {
   detail::map_rows(dev, "tanh: the extents disagree", detail::TanhBackward{}, dx, dy, y);
 }
@@ -278,7 +279,7 @@ void tanh_backward(Cuda& dev, Out<T, 2, Cuda> dx, In<T, 2, Cuda> dy, In<T, 2, Cu
 /// @param y (B, C), written      @param x (N, C)
 /// @param offsets (B+1), in device memory, dense; they rise from 0 to N, which is not checked
 /// @throws ShapeError if extents disagree
-template <RowElement T>
+template <CudaElement T>
 void segment_mean_forward(Cuda& dev, Out<T, 2, Cuda> y, In<T, 2, Cuda> x,
                           TensorView<index_t const, 1, Cuda> offsets) {
   expects(offsets.extent(0) == y.extent(0) + 1,
@@ -295,7 +296,7 @@ void segment_mean_forward(Cuda& dev, Out<T, 2, Cuda> y, In<T, 2, Cuda> x,
 }
 
 /// dx[n,:] = dy[b,:] / length of row b.     dx (N, C), written; offsets as in the forward pass
-template <RowElement T>
+template <CudaElement T>
 void segment_mean_backward(Cuda& dev, Out<T, 2, Cuda> dx, In<T, 2, Cuda> dy,
                            TensorView<index_t const, 1, Cuda> offsets) {
   expects(offsets.extent(0) == dy.extent(0) + 1,

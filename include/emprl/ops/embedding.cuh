@@ -15,9 +15,11 @@
 #include <cstdint>
 #include <limits>
 
+#include "emprl/core/scalar.hpp"
 #include "emprl/cuda/context.cuh"
 #include "emprl/cuda/row.hpp"
 #include "emprl/ops/embedding.hpp"
+#include "emprl/ops/row_packs.cuh"
 
 namespace emprl {
 
@@ -28,7 +30,7 @@ inline constexpr int embedding_threads = embedding_warps * cuda::warp_size;
 
 /// PRECOND: a warp a token; with N > 1 table and y aligned to N elements in every row, N divides
 /// columns
-template <int N, cuda::RowElement T>
+template <int N, CudaElement T>
 EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(embedding_threads)
     embedding_forward_kernel(T* y, index_t y_pitch, T const* table, index_t table_pitch,
                              index_t rows, std::int32_t const* ids, index_t tokens, int columns) {
@@ -76,7 +78,7 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(embedding_threads)
 
 /// dtable[id] += the sum of a run's rows of dy.
 /// PRECOND: grid (places, columns / (32 N) rounded up); with N > 1 alignment as in the forward pass
-template <int N, cuda::RowElement G, cuda::RowElement T>
+template <int N, CudaElement G, CudaElement T>
 EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(embedding_threads)
     embedding_backward_kernel(G* dtable, index_t dtable_pitch, index_t rows, T const* dy,
                               index_t dy_pitch, std::int32_t const* ids, std::int32_t const* order,
@@ -132,14 +134,7 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(embedding_threads)
   cuda::store_pack(to, cuda::to_pack<G>(total));
 }
 
-/// True if every row of the view begins at a multiple of 16 bytes and is a multiple of them long.
-template <class T>
-bool rows_of_packs(TensorView<T, 2, Cuda> x) {
-  return reinterpret_cast<std::uintptr_t>(x.data()) % 16 == 0 &&
-         x.stride(0) * index_t{sizeof(T)} % 16 == 0 && x.extent(1) * index_t{sizeof(T)} % 16 == 0;
-}
-
-template <cuda::RowElement G, cuda::RowElement T>
+template <CudaElement G, CudaElement T>
 void embedding_backward_cuda(Cuda& dev, TensorView<G, 2, Cuda> dtable,
                              TensorView<T const, 2, Cuda> dy,
                              TensorView<std::int32_t const, 1, Cuda> ids) {
@@ -165,7 +160,7 @@ void embedding_backward_cuda(Cuda& dev, TensorView<G, 2, Cuda> dtable,
         dtable.data(), dtable.stride(0), dtable.extent(0), dy.data(), dy.stride(0), ids.data(),
         order.data(), run.data(), static_cast<int>(dy.extent(1)));
   };
-  if (rows_of_packs(dtable) && rows_of_packs(dy)) {
+  if (in_packs(dtable) && in_packs(dy)) {
     run_kernel(std::integral_constant<int, 4>{});
   } else {
     run_kernel(std::integral_constant<int, 1>{});
@@ -178,7 +173,7 @@ void embedding_backward_cuda(Cuda& dev, TensorView<G, 2, Cuda> dtable,
 /// NaN, since a kernel cannot throw.
 /// @param dev  work is ordered on dev.stream, no synchronisation
 /// @throws ShapeError if extents disagree
-template <cuda::RowElement T>
+template <CudaElement T>
 void embedding_forward(Cuda& dev, Out<T, 2, Cuda> y, In<T, 2, Cuda> table,
                        TensorView<std::int32_t const, 1, Cuda> ids) {
   expects(y.extent(0) == ids.extent(0) && y.extent(1) == table.extent(1),
@@ -195,7 +190,7 @@ void embedding_forward(Cuda& dev, Out<T, 2, Cuda> y, In<T, 2, Cuda> table,
         y.data(), y.stride(0), table.data(), table.stride(0), table.extent(0), ids.data(), tokens,
         static_cast<int>(y.extent(1)));
   };
-  if (detail::rows_of_packs(y) && detail::rows_of_packs(table)) {
+  if (detail::in_packs(y) && detail::in_packs(table)) {
     run_kernel(std::integral_constant<int, cuda::pack_elements<T>>{});
   } else {
     run_kernel(std::integral_constant<int, 1>{});
@@ -207,7 +202,7 @@ void embedding_forward(Cuda& dev, Out<T, 2, Cuda> y, In<T, 2, Cuda> table,
 /// input gives the same bits.
 /// @param dev  work is ordered on dev.stream, no synchronisation; 8 N bytes of dev.scratch
 /// @throws ShapeError if extents disagree
-template <cuda::RowElement T>
+template <CudaElement T>
 void embedding_backward(Cuda& dev, Out<T, 2, Cuda> dtable, In<T, 2, Cuda> dy,
                         TensorView<std::int32_t const, 1, Cuda> ids) {
   detail::embedding_backward_cuda<T, T>(dev, dtable, dy, ids);

@@ -16,16 +16,13 @@
 #include <string>
 
 #include "emprl/core/half.hpp"
+#include "emprl/core/scalar.hpp"
 #include "emprl/cuda/buffer.cuh"
 #include "emprl/cuda/context.cuh"
 #include "emprl/ops/gemm.hpp"
 #include "emprl/ops/view.hpp"
 
 namespace emprl {
-
-/// What the GPU multiplies.
-template <class T>
-concept GemmOperand = std::same_as<T, float> || std::same_as<T, Bf16>;
 
 /// Rows of a mask of one bit an element for a (m, n) matrix: cuBLASLt asks for multiples of 128
 /// bits.
@@ -39,7 +36,7 @@ namespace detail {
 enum class Epilogue { none, bias, relu, relu_bias, relu_backward };
 
 /// c = epilogue(alpha op(a) op(b) + beta c). T operands, R result.
-template <GemmOperand T, GemmOperand R>
+template <CudaElement T, CudaElement R>
 struct Product {
   Trans ta = Trans::no, tb = Trans::no;
   float alpha = 1, beta = 0;
@@ -56,11 +53,11 @@ struct Product {
 
 #if defined(__CUDACC__)
 
-template <GemmOperand T>
+template <CudaElement T>
 inline constexpr cudaDataType_t product_type = std::same_as<T, float> ? CUDA_R_32F : CUDA_R_16BF;
 
 /// A product in cuBLASLt's words.
-template <GemmOperand T, GemmOperand R>
+template <CudaElement T, CudaElement R>
 class LtProduct {
  public:
   LtProduct(Cuda& dev, Product<T, R> const& p) : dev_(dev), p_(p) {
@@ -252,7 +249,7 @@ class LtProduct {
   cuda::ProductKey key_;
 };
 
-template <GemmOperand T, GemmOperand R>
+template <CudaElement T, CudaElement R>
 void multiply(Cuda& dev, Product<T, R> const& p) {
   LtProduct<T, R>(dev, p).run();
 }
@@ -308,7 +305,7 @@ class AsFloat {
   Tensor<float, 2, Cpu> copy_;
 };
 
-template <GemmOperand T, GemmOperand R>
+template <CudaElement T, CudaElement R>
 void multiply(Cuda&, Product<T, R> const& p) {
   Cpu host(1);
   AsFloat<T const> const a(p.a, true), b(p.b, true);
@@ -342,7 +339,7 @@ void clear_rows(Cuda&, TensorView<R, 2, Cuda> c) {
 #endif
 
 /// Checks the shapes; what is empty needs no library.
-template <GemmOperand T, GemmOperand R>
+template <CudaElement T, CudaElement R>
 void checked_multiply(Cuda& dev, Product<T, R> const& p) {
   index_t const ma = p.ta == Trans::no ? p.a.extent(0) : p.a.extent(1);
   index_t const kb = p.tb == Trans::no ? p.b.extent(0) : p.b.extent(1);
@@ -370,7 +367,7 @@ void checked_multiply(Cuda& dev, Product<T, R> const& p) {
 /// (cuda::AlgorithmChoice::timed).
 /// @throws ShapeError if the extents disagree
 /// @throws CudaError if cuBLASLt refuses
-template <GemmOperand T>
+template <CudaElement T>
 void gemm(Cuda& dev, Trans ta, Trans tb, float alpha, In<T, 2, Cuda> a, In<T, 2, Cuda> b,
           float beta, Out<T, 2, Cuda> c) {
   detail::checked_multiply<T, T>(
@@ -389,7 +386,7 @@ void gemm(Cuda& dev, Trans ta, Trans tb, float alpha, In<Bf16, 2, Cuda> a, In<Bf
 /// @param c (M, N), written      @param bias (N)
 /// @throws ShapeError if the extents disagree
 /// @throws CudaError if cuBLASLt refuses
-template <GemmOperand T>
+template <CudaElement T>
 void gemm_bias(Cuda& dev, Trans ta, Trans tb, float alpha, In<T, 2, Cuda> a, In<T, 2, Cuda> b,
                Out<T, 2, Cuda> c, In<T, 1, Cuda> bias) {
   expects(bias.extent(0) == c.extent(1), "gemm: the bias must have one element a column");
@@ -409,7 +406,7 @@ void gemm_bias(Cuda& dev, Trans ta, Trans tb, float alpha, In<T, 2, Cuda> a, In<
 /// order of its bits is cuBLASLt's; empty if not needed
 /// @throws ShapeError if the extents disagree
 /// @throws CudaError if cuBLASLt refuses
-template <GemmOperand T>
+template <CudaElement T>
 void gemm_relu(Cuda& dev, Trans ta, Trans tb, float alpha, In<T, 2, Cuda> a, In<T, 2, Cuda> b,
                Out<T, 2, Cuda> c, In<T, 1, Cuda> bias, OptionalOut<std::uint8_t, 2, Cuda> mask) {
   expects(bias.empty() || bias.extent(0) == c.extent(1),
@@ -431,7 +428,7 @@ void gemm_relu(Cuda& dev, Trans ta, Trans tb, float alpha, In<T, 2, Cuda> a, In<
 /// @param c (M, N), written      @param mask  of relu_mask_extents(M, N), as gemm_relu wrote it
 /// @throws ShapeError if the extents disagree
 /// @throws CudaError if cuBLASLt refuses
-template <GemmOperand T>
+template <CudaElement T>
 void gemm_relu_backward(Cuda& dev, Trans ta, Trans tb, float alpha, In<T, 2, Cuda> a,
                         In<T, 2, Cuda> b, Out<T, 2, Cuda> c,
                         OptionalOut<std::uint8_t, 2, Cuda> mask) {

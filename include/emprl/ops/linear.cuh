@@ -5,6 +5,7 @@
 // of ops/linear.hpp.
 
 #include "emprl/core/half.hpp"
+#include "emprl/core/scalar.hpp"
 #include "emprl/cuda/context.cuh"
 #include "emprl/cuda/kernel.hpp"
 #include "emprl/cuda/launch.cuh"
@@ -18,7 +19,7 @@ namespace emprl {
 namespace detail {
 
 /// y[i,j] += b[j]. PRECOND: matrix_shape
-template <RowElement T>
+template <CudaElement T>
 EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(row_threads)
     add_bias_kernel(TensorView<T, 2, Cuda> y, T const* b) {
   index_t const j = cuda::global_thread_x();
@@ -36,7 +37,7 @@ inline constexpr int sum_rows_lanes = 8;
 
 /// partial[chunk, j] = the sum of column j over the rows of a chunk.
 /// PRECOND: block (32, 8), grid (columns / 32, chunks), rounded up
-template <RowElement T>
+template <CudaElement T>
 EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(cuda::warp_size* sum_rows_lanes)
     sum_rows_kernel(float* partial, TensorView<T const, 2, Cuda> x) {
   EMPRL_SHARED(float, sums, cuda::warp_size* sum_rows_lanes);
@@ -63,7 +64,7 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(cuda::warp_size* sum_rows_lanes)
   partial[chunk * columns + j] = sum;
 }
 
-template <RowElement T>
+template <CudaElement T>
 void launch_sum_rows(Cuda& dev, TensorView<float, 1, Cuda> db, TensorView<T const, 2, Cuda> dy) {
   expects(dy.extent(1) == db.extent(0), "sum_rows: the sum must have one element a column");
   if (dy.empty()) return;
@@ -84,7 +85,7 @@ void launch_sum_rows(Cuda& dev, TensorView<float, 1, Cuda> db, TensorView<T cons
 /// y[n,:] += b.     y (N, C), b (C)
 /// @throws ShapeError if the extents disagree
 /// @throws CudaError
-template <RowElement T>
+template <CudaElement T>
 void add_bias(Cuda& dev, Out<T, 2, Cuda> y, In<T, 1, Cuda> b) {
   expects(y.extent(1) == b.extent(0), "add_bias: the bias must have one element a column");
   if (y.empty()) return;

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <string>
 
+#include "emprl/core/scalar.hpp"
 #include "emprl/ops/relative_bias.hpp"
 #include "emprl/ops/row_packs.cuh"
 
@@ -82,7 +83,7 @@ inline constexpr int relative_threads = 256;
 
 /// bias[h, r] = table[b, h] for the columns r of bucket b.
 /// PRECOND: a warp a bucket and head
-template <RowElement T>
+template <CudaElement T>
 EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(relative_threads)
     relative_bias_forward_kernel(TensorView<float, 2, Cuda> bias,
                                  TensorView<T const, 2, Cuda> table, RelativeRanges ranges) {
@@ -119,7 +120,7 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(relative_threads)
   if (cuda::lane_index() == 0) dtable.row(bucket)[head] += sum;
 }
 
-template <RowElement T>
+template <CudaElement T>
 void launch_relative_bias_forward(Cuda& dev, TensorView<float, 2, Cuda> bias,
                                   TensorView<T const, 2, Cuda> table, index_t first,
                                   RelativeBuckets const& buckets) {

@@ -8,6 +8,7 @@
 
 #include <cmath>
 
+#include "emprl/core/scalar.hpp"
 #include "emprl/ops/rms_norm.hpp"
 #include "emprl/ops/row_packs.cuh"
 
@@ -29,7 +30,7 @@ inline constexpr index_t rms_norm_blocks = 396;
 
 /// Packs of a row that a lane keeps: 1024 columns of packs of 16 bytes, 256 of single elements.
 template <class T, int Width>
-inline constexpr int rms_norm_held = Width == pack_width<Bf16> ? 4 : 8;
+inline constexpr int rms_norm_held = Width == cuda::pack_elements<Bf16> ? 4 : 8;
 
 template <class T, int Width>
 EMPRL_DEVICE float sum_of_squares(cuda::Pack<T, Width> const& pack) {
@@ -64,7 +65,7 @@ EMPRL_DEVICE cuda::Pack<T, Width> normalised(cuda::Pack<T, Width> x, float facto
 
 /// The forward pass; with Add of x = a + b, which is also written.
 /// PRECOND: a warp a row; `rstd` null or one element a row; Width 1, or all rows in packs
-template <RowElement T, int Width, bool Add>
+template <CudaElement T, int Width, bool Add>
 EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(rms_norm_forward_threads, 3)
     rms_norm_forward_kernel(TensorView<T, 2, Cuda> y, float* rstd, TensorView<T, 2, Cuda> sum,
                             TensorView<T const, 2, Cuda> a, TensorView<T const, 2, Cuda> b,
@@ -148,7 +149,7 @@ struct RmsNormBackward {
 /// dx, and with Weights each block's part of dweight for the columns that a lane keeps.
 /// @param partial (blocks, C), written up to column 32 Width held
 /// PRECOND: Width 1, or all rows in packs
-template <RowElement T, int Width, bool Accumulate, bool Weights>
+template <CudaElement T, int Width, bool Accumulate, bool Weights>
 EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(rms_norm_backward_threads, 3)
     rms_norm_backward_kernel(TensorView<T, 2, Cuda> dx, float* partial,
                              TensorView<T const, 2, Cuda> dy, TensorView<T const, 2, Cuda> x,
@@ -246,7 +247,7 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(rms_norm_backward_threads, 3)
 
 /// A block's part of dweight for the columns from `first` on: a thread a column, every grid.y-th
 /// row.
-template <RowElement T>
+template <CudaElement T>
 EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(row_threads)
     rms_norm_dweight_kernel(float* partial, TensorView<T const, 2, Cuda> dy,
                             TensorView<T const, 2, Cuda> x, float const* rstd, index_t first) {
@@ -259,7 +260,7 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(row_threads)
   partial[cuda::block_index().y * x.extent(1) + c] = sum;
 }
 
-template <RowElement T, bool Add>
+template <CudaElement T, bool Add>
 void launch_rms_norm_forward(Cuda& dev, TensorView<T, 2, Cuda> y, TensorView<float, 1, Cuda> rstd,
                              TensorView<T, 2, Cuda> sum, TensorView<T const, 2, Cuda> a,
                              TensorView<T const, 2, Cuda> b, TensorView<T const, 1, Cuda> weight,
@@ -284,7 +285,7 @@ void launch_rms_norm_forward(Cuda& dev, TensorView<T, 2, Cuda> y, TensorView<flo
 /// @param y    (N, C), written, may alias x      @param x (N, C)      @param weight (C)
 /// @param rstd (N), float, written, needed by backward; empty if not needed
 /// @throws ShapeError if extents disagree
-template <RowElement T>
+template <CudaElement T>
 void rms_norm_forward(Cuda& dev, Out<T, 2, Cuda> y, OptionalOut<float, 1, Cuda> rstd,
                       In<T, 2, Cuda> x, In<T, 1, Cuda> weight, double eps) {
   expects(y.extents() == x.extents() && weight.extent(0) == x.extent(1) &&
@@ -299,7 +300,7 @@ void rms_norm_forward(Cuda& dev, Out<T, 2, Cuda> y, OptionalOut<float, 1, Cuda> 
 /// @param rstd (N), float, written; empty if not needed
 /// @param sum  (N, C), written, may alias a or b      @param a, b (N, C)
 /// @throws ShapeError if extents disagree
-template <RowElement T>
+template <CudaElement T>
 void add_rms_norm_forward(Cuda& dev, Out<T, 2, Cuda> y, OptionalOut<float, 1, Cuda> rstd,
                           OptionalOut<T, 2, Cuda> sum, In<T, 2, Cuda> a, In<T, 2, Cuda> b,
                           In<T, 1, Cuda> weight, double eps) {
@@ -317,7 +318,7 @@ void add_rms_norm_forward(Cuda& dev, Out<T, 2, Cuda> y, OptionalOut<float, 1, Cu
 /// @param dx      (N, C), = or += by `write`; may alias dy only when overwritten
 /// @param dweight (C), float, accumulated; empty if not needed
 /// @throws ShapeError if extents disagree
-template <RowElement T>
+template <CudaElement T>
 void rms_norm_backward(Cuda& dev, Out<T, 2, Cuda> dx, OptionalOut<float, 1, Cuda> dweight,
                        In<T, 2, Cuda> dy, In<T, 2, Cuda> x, In<T, 1, Cuda> weight,
                        In<float, 1, Cuda> rstd, Write write) {

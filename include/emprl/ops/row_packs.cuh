@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What the kernels on packed rows share: the formats they take, when rows can be moved 16 bytes at
-// a time, and the shape of a grid over a matrix.
+// What the kernels that spread their threads over a matrix share: whether its rows can be moved 16
+// bytes at a time, which the host decides for all rows at once, and the shape of a grid. A block
+// that walks along one row, which may begin anywhere, uses cuda/row.hpp.
 
 #include <algorithm>
-#include <concepts>
 #include <cstdint>
 #include <type_traits>
 
@@ -22,23 +22,19 @@
 
 namespace emprl {
 
-/// What rows on the GPU are stored in. Arithmetic is in float; a result is rounded once, when it is
-/// stored.
-template <class T>
-concept RowElement = std::same_as<T, float> || std::same_as<T, Bf16>;
-
 namespace detail {
 
-/// Elements in 16 bytes.
+/// Whether every row of the view begins at a multiple of 16 bytes.
 template <class T>
-inline constexpr int pack_width = 16 / static_cast<int>(sizeof(T));
+bool begins_at_packs(TensorView<T, 2, Cuda> const& x) {
+  return x.empty() || (reinterpret_cast<std::uintptr_t>(x.data()) % 16 == 0 &&
+                       (x.extent(0) <= 1 || x.stride(0) % cuda::pack_elements<T> == 0));
+}
 
-/// Whether every row of the view begins at a multiple of 16 bytes and is a whole number of packs.
+/// Whether every row is also a whole number of packs.
 template <class T>
 bool in_packs(TensorView<T, 2, Cuda> const& x) {
-  index_t const width = pack_width<T>;
-  return reinterpret_cast<std::uintptr_t>(x.data()) % 16 == 0 && x.extent(1) % width == 0 &&
-         (x.extent(0) <= 1 || x.stride(0) % width == 0);
+  return begins_at_packs(x) && x.extent(1) % cuda::pack_elements<T> == 0;
 }
 template <class T>
 bool in_packs(TensorView<T, 1, Cuda> const& x) {
@@ -51,7 +47,7 @@ bool in_packs(TensorView<T, 1, Cuda> const& x) {
 template <class T, class F, class... Views>
 void with_pack_width(F f, Views const&... views) {
   if ((in_packs(views) && ...)) {
-    f(std::integral_constant<int, pack_width<T>>());
+    f(std::integral_constant<int, cuda::pack_elements<T>>());
   } else {
     f(std::integral_constant<int, 1>());
   }

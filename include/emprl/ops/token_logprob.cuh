@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "emprl/core/scalar.hpp"
 #include "emprl/cuda/context.cuh"
 #include "emprl/cuda/row.hpp"
 #include "emprl/ops/token_logprob.hpp"
@@ -20,7 +21,7 @@ namespace detail {
 inline constexpr int token_logprob_threads = 256;
 
 /// PRECOND: a block a row, token_logprob_threads of it
-template <cuda::RowElement T>
+template <CudaElement T>
 EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(token_logprob_threads)
     token_logprob_forward_kernel(float* logp, float* lse, float* entropy, T const* logits,
                                  index_t pitch, int columns, std::int32_t const* targets) {
@@ -42,7 +43,7 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(token_logprob_threads)
 }
 
 /// PRECOND: a block a row, token_logprob_threads of it
-template <cuda::RowElement T>
+template <CudaElement T>
 EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(token_logprob_threads)
     token_logprob_backward_kernel(T* logits, index_t pitch, int columns, float const* dlogp,
                                   float const* lse, std::int32_t const* targets,
@@ -78,7 +79,7 @@ inline void check_columns(index_t columns) {
 /// A target outside the vocabulary gives a log-probability of NaN, since a kernel cannot throw.
 /// @param dev  work is ordered on dev.stream, no synchronisation
 /// @throws ShapeError if extents disagree
-template <cuda::RowElement T = float>
+template <CudaElement T = float>
 void token_logprob_forward(Cuda& dev, TensorView<float, 1, Cuda> logp,
                            TensorView<float, 1, Cuda> lse, TensorView<float, 1, Cuda> entropy,
                            In<T, 2, Cuda> logits, TensorView<std::int32_t const, 1, Cuda> targets) {
@@ -98,7 +99,7 @@ void token_logprob_forward(Cuda& dev, TensorView<float, 1, Cuda> logp,
 /// becomes 0, whatever its logits are.
 /// @param dev  work is ordered on dev.stream, no synchronisation
 /// @throws ShapeError if extents disagree
-template <cuda::RowElement T>
+template <CudaElement T>
 void token_logprob_backward(Cuda& dev, Out<T, 2, Cuda> logits, In<float, 1, Cuda> dlogp,
                             In<float, 1, Cuda> lse, TensorView<std::int32_t const, 1, Cuda> targets,
                             In<float, 1, Cuda> dentropy = {}, In<float, 1, Cuda> entropy = {}) {
