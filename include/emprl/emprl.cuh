@@ -21,6 +21,7 @@
 #include "emprl/ops/relative_bias.cuh"
 #include "emprl/ops/rms_norm.cuh"
 #include "emprl/ops/row_packs.cuh"
+#include "emprl/ops/token_divergence.cuh"
 #include "emprl/ops/token_logprob.cuh"
 #include "emprl/optim/adamw.cuh"
 #include "emprl/optim/gradient_norm.cuh"

@@ -15,6 +15,7 @@
 #include "emprl/data/dialogue.hpp"
 #include "emprl/nn/prefix.hpp"
 #include "emprl/text/batching.hpp"
+#include "emprl/train/model_folder.hpp"
 #include "emprl/train/t5_adaptors.hpp"
 
 namespace emprl::train {
