@@ -9,6 +9,7 @@
 #include "emprl/cuda/launch.cuh"
 #include "emprl/cuda/memory.cuh"
 #include "emprl/cuda/products.cuh"
+#include "emprl/gen/generate.cuh"
 #include "emprl/gen/sampling.cuh"
 #include "emprl/ops/attention.cuh"
 #include "emprl/ops/attention_decode.cuh"
