@@ -120,6 +120,7 @@
 #include "emprl/train/model_rewards.hpp"
 #include "emprl/train/pipe_reward.hpp"
 #include "emprl/train/progress.hpp"
+#include "emprl/train/sequence_loss.hpp"
 #include "emprl/train/sequence_task.hpp"
 #include "emprl/train/t5_adaptors.hpp"
 #include "emprl/train/t5_weights.hpp"
