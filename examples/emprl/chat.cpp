@@ -19,6 +19,7 @@
 #include "emprl/io/lines.hpp"
 #include "emprl/io/utf8.hpp"
 #include "emprl/text/batching.hpp"
+#include "emprl/train/model_folder.hpp"
 #include "emprl/train/t5_adaptors.hpp"
 #include "lines.hpp"
 

@@ -15,6 +15,7 @@
 #include "emprl/gen/generate.hpp"
 #include "emprl/text/batching.hpp"
 #include "emprl/train/interrupt.hpp"
+#include "emprl/train/model_folder.hpp"
 #include "emprl/train/progress.hpp"
 #include "emprl/train/t5_adaptors.hpp"
 #include "lines.hpp"

@@ -49,6 +49,7 @@
 #include "emprl/ops/linear.hpp"
 #include "emprl/ops/relative_bias.hpp"
 #include "emprl/ops/rms_norm.hpp"
+#include "emprl/ops/token_divergence.hpp"
 #include "emprl/ops/token_logprob.hpp"
 #include "emprl/ops/view.hpp"
 #include "emprl/optim/adamw.hpp"
@@ -119,8 +120,10 @@
 #include "emprl/train/model_rewards.hpp"
 #include "emprl/train/pipe_reward.hpp"
 #include "emprl/train/progress.hpp"
+#include "emprl/train/sequence_loss.hpp"
 #include "emprl/train/sequence_task.hpp"
 #include "emprl/train/t5_adaptors.hpp"
+#include "emprl/train/t5_weights.hpp"
 #include "emprl/train/text_table.hpp"
 #endif
 #endif

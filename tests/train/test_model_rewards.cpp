@@ -13,6 +13,7 @@
 #include "emprl/rl/reward_combinators.hpp"
 #include "emprl/rl/reward_rules.hpp"
 #include "emprl/text/train_tokenizer.hpp"
+#include "emprl/train/model_folder.hpp"
 #include "emprl/train/t5_adaptors.hpp"
 #include "io/temporary_folder.hpp"
 #include "support/catch.hpp"

@@ -260,4 +260,19 @@ class CudaAdamW {
   float* second_moment_ = nullptr;
 };
 
+/// CudaAdamW as an rl::Optimizer: its step returns the norm, for which the host waits for the GPU
+/// once a step. Refers to the optimiser, which outlives it.
+struct ReportingCudaAdamW {
+  CudaAdamW& optimizer;
+
+  void zero_gradients() { optimizer.zero_gradients(); }
+
+  /// One step, gradients clipped to `max_norm` (0: not clipped).
+  /// @return the gradients' norm before clipping; if it is not finite, nothing has moved
+  double step(double learning_rate, double max_norm) {
+    optimizer.step(learning_rate, max_norm);
+    return optimizer.progress().gradient_norm;
+  }
+};
+
 }  // namespace emprl::optim

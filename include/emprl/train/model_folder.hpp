@@ -12,11 +12,12 @@
 #include <utility>
 #include <vector>
 
+#include "emprl/gen/sampling.hpp"
 #include "emprl/io/hugging_face.hpp"
 #include "emprl/io/safetensors.hpp"
-#include "emprl/nn/value_head.hpp"
-#include "emprl/t5/model.hpp"
+#include "emprl/t5/config.hpp"
 #include "emprl/text/tokenizer.hpp"
+#include "emprl/train/t5_weights.hpp"
 
 namespace emprl::train {
 
@@ -150,33 +151,23 @@ void write_parameters(std::filesystem::path const& path,
   io::write_safetensors(path, tensors, {{"format", "pt"}});
 }
 
-/// The weights of nn::ValueHead.
+/// A T5 on the CPU with all that it needs to work on text. Move-only.
 template <Scalar T>
-using ValueHeadParameters = nn::ParameterStore<typename nn::ValueHead<T, Cpu>::Params, T, Cpu>;
+struct Generator : T5Weights<T, Cpu> {
+  using T5Weights<T, Cpu>::config;
+  using T5Weights<T, Cpu>::weights;
+  using T5Weights<T, Cpu>::prefix;
+  using T5Weights<T, Cpu>::value_head;
 
-/// Trained prefixes of all layers.
-template <Scalar T>
-using PrefixParameters = nn::ParameterStore<t5::Prefixes<T, Cpu>, T, Cpu>;
-
-/// A T5 with all that it needs to work on text. Move-only.
-template <Scalar T>
-struct Generator {
-  t5::Model<T, Cpu> model;
-  t5::Parameters<T, Cpu> weights;
   text::SentencePieceTokenizer tokenizer;
-  PrefixParameters<T> prefix;         ///< without elements: no prefix
-  ValueHeadParameters<T> value_head;  ///< without elements: none
   std::vector<std::string> warnings;  ///< of loading: tensors that were not used
 
-  t5::Config const& config() const { return model.config(); }
-  t5::Prefixes<T, Cpu> const& prefixes() const { return prefix.views(); }
-
-  Generator(t5::Config const& config, text::SentencePieceTokenizer spiece)
-      : model(config), weights(config), tokenizer(std::move(spiece)) {
-    expects<ConfigError>(tokenizer.size() <= config.vocab_size,
+  Generator(t5::Config const& model_config, text::SentencePieceTokenizer spiece)
+      : T5Weights<T, Cpu>(model_config), tokenizer(std::move(spiece)) {
+    expects<ConfigError>(tokenizer.size() <= model_config.vocab_size,
                          "the tokenizer has " + std::to_string(tokenizer.size()) +
                              " ids (sentinels included), more than the model's vocabulary of " +
-                             std::to_string(config.vocab_size) + ".");
+                             std::to_string(model_config.vocab_size) + ".");
   }
 
   /// A second model with the same weights, prefix and value head.
@@ -195,9 +186,19 @@ struct Generator {
   }
 
   typename t5::Prefixes<T, Cpu>::Shape prefix_shape() const {
-    return {config(), prefix.size() > 0 ? prefix.views().encoder.extent(0) : 0};
+    return {config(), this->prefix_length()};
   }
 };
+
+/// A sampling configuration that never draws an id that the tokenizer cannot decode.
+template <Scalar T>
+gen::SamplingConfig barred_beyond_tokenizer(gen::SamplingConfig config,
+                                            Generator<T> const& generator) {
+  for (index_t id = generator.tokenizer.size(); id < generator.config().vocab_size; ++id) {
+    config.barred.push_back(static_cast<std::int32_t>(id));
+  }
+  return config;
+}
 
 /// Reads a model folder, and an adapter folder if one is named.
 /// @throws IoError naming the file, and the field or tensor in it, that is missing or wrong

@@ -4,6 +4,7 @@
 // Supervised learning of responses: cross-entropy of the target tokens, for all weights or for a
 // prefix in front of frozen ones.
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <numbers>
@@ -15,6 +16,8 @@
 #include "emprl/data/dialogue.hpp"
 #include "emprl/nn/prefix.hpp"
 #include "emprl/text/batching.hpp"
+#include "emprl/train/model_folder.hpp"
+#include "emprl/train/sequence_loss.hpp"
 #include "emprl/train/t5_adaptors.hpp"
 
 namespace emprl::train {
@@ -194,44 +197,14 @@ class SequenceTask {
   /// gradients().
   double loss(std::span<index_t const> rows, std::uint32_t step) {
     ArenaScope saved(dev_.saved);
-    ArenaScope scratch(dev_.scratch);
     text::EncodedPairs const batch = text::gather_pairs(train_, rows);
-    index_t const n = batch.responses.tokens();
-    DropoutSites sites(options_.dropout, options_.seed, step);
     if (prefix_) prefix_->forward(dev_, generator_.prefixes());
-
-    typename t5::Model<T, Cpu>::Context context;
-    auto hidden = dev_.saved.template allocate<T, 2>({n, generator_.config().d_model});
-    generator_.model.forward(dev_, generator_.weights.views(), generator_.prefixes(),
-                             batch.contexts.view(), batch.responses.view(), hidden, context, sites);
-    auto dhidden = dev_.scratch.template allocate<T, 2>(hidden.extents());
-    index_t const chunk = std::min(n, logit_rows);
-    auto logits = dev_.scratch.template allocate<T, 2>({chunk, generator_.config().vocab_size});
-    auto logp = dev_.scratch.template allocate<T, 1>({chunk});
-    auto lse = dev_.scratch.template allocate<T, 1>({chunk});
-    auto dlogp = dev_.scratch.template allocate<T, 1>({chunk});
-    for (index_t i = 0; i < chunk; ++i) dlogp(i) = T(-1) / static_cast<T>(n);
-    double total = 0;
-    // The gradient of a token's loss needs no other token's, so that logits exist a chunk at a
-    // time.
-    for (index_t begin = 0; begin < n; begin += chunk) {
-      index_t const count = std::min(chunk, n - begin);
-      auto const part = logits.rows(0, count);
-      auto const states = hidden.rows(begin, begin + count);
-      TensorView<std::int32_t const, 1, Cpu> const targets(batch.responses.ids.data() + begin,
-                                                           {count});
-      generator_.model.logits(dev_, generator_.weights.views(), states, part);
-      token_logprob_forward(dev_, logp.rows(0, count), lse.rows(0, count), {}, part, targets);
-      for (index_t i = 0; i < count; ++i) total -= static_cast<double>(logp(i));
-      token_logprob_backward(dev_, part, dlogp.rows(0, count), lse.rows(0, count), targets);
-      generator_.model.logits_backward(dev_, generator_.weights.views(), gradients_.views(), part,
-                                       states, dhidden.rows(begin, begin + count));
-    }
-    generator_.model.backward(dev_, generator_.weights.views(), gradients_.views(),
-                              prefix_ ? prefix_->prefix_gradients() : t5::Prefixes<T, Cpu>{},
-                              dhidden, context);
+    double const mean = sequence_loss(
+        dev_, generator_, batch.contexts.view(), batch.responses.view(), gradients_.views(),
+        prefix_ ? prefix_->prefix_gradients() : t5::Prefixes<T, Cpu>{},
+        DropoutSites(options_.dropout, options_.seed, step));
     if (prefix_) prefix_->backward(dev_);
-    return n > 0 ? total / static_cast<double>(n) : 0.0;
+    return mean;
   }
 
   /// Mean cross-entropy a token on the validation pairs: lower is better.

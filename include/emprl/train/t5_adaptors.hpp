@@ -1,20 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// T5 as the roles that generation and PPO know: a Decoder, an ActorCritic, a ReferencePolicy.
+// T5 as the roles that generation and PPO know: a Decoder, an ActorCritic, a ReferencePolicy, on
+// any device. Those roles speak of numbers on the host, one a token: they come back from a device
+// by one copy, for which the host waits, and gradients go up by one. On a GPU a program includes
+// emprl.cuh besides.
 
 #include <algorithm>
-#include <cmath>
+#include <concepts>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <vector>
 
+#include "emprl/core/transfer.hpp"
 #include "emprl/gen/generate.hpp"
 #include "emprl/ops/elementwise.hpp"
+#include "emprl/ops/token_divergence.hpp"
 #include "emprl/ops/token_logprob.hpp"
 #include "emprl/rl/actor_critic.hpp"
 #include "emprl/rl/concepts.hpp"
-#include "emprl/train/model_folder.hpp"
+#include "emprl/train/t5_weights.hpp"
 
 namespace emprl::train {
 
@@ -22,98 +28,135 @@ namespace emprl::train {
 /// 32128 are 66 MB.
 inline constexpr index_t logit_rows = 512;
 
+namespace detail {
+
+/// Row i of a matrix as a vector.
+template <class T, class D>
+TensorView<T, 1, D> vector_of_row(TensorView<T, 2, D> x, index_t i) {
+  return {x.row(i), {x.extent(1)}};
+}
+
+/// Brings the rows of a matrix to host spans, in their order, by one copy. Empty spans take none.
+template <class T, Device D, class... Spans>
+void fetch_rows(D& dev, TensorView<T, 2, D> x, Spans... spans) {
+  std::vector<T> host(static_cast<std::size_t>(x.size()));
+  copy(dev, std::span<T>(host), x);
+  auto from = host.begin();
+  auto const take = [&](std::span<T> to) {
+    if (to.empty()) return;
+    std::copy_n(from, to.size(), to.begin());
+    from += x.extent(1);
+  };
+  (take(spans), ...);
+}
+
+/// Logits in the format of sums, divided by a temperature, and log p of the targets.
+/// @param entropy  written; empty if not needed
+template <Element T, Device D>
+void logits_and_logprobs(D& dev, T5Weights<T, D> const& g, In<T, 2, D> hidden,
+                         TensorView<std::int32_t const, 1, D> targets, Accumulator<T> temperature,
+                         TensorView<Accumulator<T>, 2, D> logits,
+                         TensorView<Accumulator<T>, 1, D> logp,
+                         TensorView<Accumulator<T>, 1, D> lse,
+                         TensorView<Accumulator<T>, 1, D> entropy = {}) {
+  using S = Accumulator<T>;
+  g.model.logits(dev, g.weights.views(), hidden, logits);
+  if (temperature != S(1)) scale(dev, logits, S(1) / temperature);
+  token_logprob_forward<S>(dev, logp, lse, entropy, logits, targets);
+}
+
+}  // namespace detail
+
 /// log p of each response token under a model's full softmax, without dropout and without keeping
 /// anything.
 /// @param logp         one number a response token, written
 /// @param values       the value head's number for each token; empty if not needed
 /// @param temperature  divides the logits; 1 is the model's own distribution
-template <Scalar T>
-void token_logprobs(Cpu& dev, Generator<T> const& g, RaggedView contexts, RaggedView responses,
-                    std::span<T> logp, std::span<T> values = {}, T temperature = T(1)) {
+/// @throws ShapeError if the numbers are not as many as the tokens
+template <Element T, Device D>
+void token_logprobs(D& dev, T5Weights<T, D> const& g, RaggedView contexts, RaggedView responses,
+                    std::span<Accumulator<T>> logp, std::span<Accumulator<T>> values = {},
+                    Accumulator<T> temperature = Accumulator<T>(1)) {
+  using S = Accumulator<T>;
   ArenaScope scope(dev.scratch);
   index_t const n = responses.tokens();
-  expects(static_cast<index_t>(logp.size()) == n,
-          "token_logprobs: one number for each response token");
+  expects(
+      static_cast<index_t>(logp.size()) == n && (values.empty() || values.size() == logp.size()),
+      "token_logprobs: one number for each response token");
   auto hidden = dev.scratch.template allocate<T, 2>({n, g.config().d_model});
   g.model.inference(dev, g.weights.views(), g.prefixes(), contexts, responses, hidden);
+  auto results = dev.scratch.template allocate<S, 2>({values.empty() ? 1 : 2, n});
   if (!values.empty()) {
-    nn::ValueHead<T, Cpu>{}.inference(dev, g.value_head.views(), hidden,
-                                      TensorView<T, 1, Cpu>(values.data(), {n}));
+    nn::ValueHead<T, D>{}.inference(dev, g.value_head.views(), hidden,
+                                    detail::vector_of_row(results, 1));
   }
+  auto const targets = on_device(dev, dev.scratch, responses.ids);
   index_t const chunk = std::min(n, logit_rows);
-  auto logits = dev.scratch.template allocate<T, 2>({chunk, g.config().vocab_size});
-  auto lse = dev.scratch.template allocate<T, 1>({chunk});
+  auto logits = dev.scratch.template allocate<S, 2>({chunk, g.config().vocab_size});
+  auto lse = dev.scratch.template allocate<S, 1>({chunk});
   for (index_t begin = 0; begin < n; begin += chunk) {
     index_t const rows = std::min(chunk, n - begin);
-    auto const part = logits.rows(0, rows);
-    g.model.logits(dev, g.weights.views(), hidden.rows(begin, begin + rows), part);
-    if (temperature != T(1)) scale(dev, part, T(1) / temperature);
-    token_logprob_forward(
-        dev, TensorView<T, 1, Cpu>(logp.data() + begin, {rows}), lse.rows(0, rows), {}, part,
-        TensorView<std::int32_t const, 1, Cpu>(responses.ids.data() + begin, {rows}));
+    detail::logits_and_logprobs<T>(
+        dev, g, hidden.rows(begin, begin + rows), targets.rows(begin, begin + rows), temperature,
+        logits.rows(0, rows), detail::vector_of_row(results, 0).rows(begin, begin + rows),
+        lse.rows(0, rows));
   }
+  detail::fetch_rows(dev, results, logp, values);
 }
 
 /// Exact divergence of one model from another at each response token, kl[t] = sum_v p_v (log p_v -
 /// log q_v), without dropout and without keeping anything.
 /// @throws ShapeError if the two have not the same vocabulary
-template <Scalar T>
-void token_full_kl(Cpu& dev, Generator<T> const& policy, Generator<T> const& reference,
-                   RaggedView contexts, RaggedView responses, std::span<T> kl, T temperature) {
+template <Element T, Device D>
+void token_full_kl(D& dev, T5Weights<T, D> const& policy, T5Weights<T, D> const& reference,
+                   RaggedView contexts, RaggedView responses, std::span<Accumulator<T>> kl,
+                   Accumulator<T> temperature) {
+  using S = Accumulator<T>;
   ArenaScope scope(dev.scratch);
   index_t const n = responses.tokens();
   index_t const vocabulary = policy.config().vocab_size;
   expects(static_cast<index_t>(kl.size()) == n, "token_full_kl: one number for each token");
   expects(reference.config().vocab_size == vocabulary,
           "token_full_kl: both models must have the same vocabulary");
-  Generator<T> const* const models[2] = {&policy, &reference};
-  TensorView<T, 2, Cpu> hidden[2], logits[2];
+  T5Weights<T, D> const* const models[2] = {&policy, &reference};
+  TensorView<T, 2, D> hidden[2];
+  TensorView<S, 2, D> logits[2];
   index_t const chunk = std::min(n, logit_rows);
   for (int k = 0; k < 2; ++k) {
     hidden[k] = dev.scratch.template allocate<T, 2>({n, models[k]->config().d_model});
-    logits[k] = dev.scratch.template allocate<T, 2>({chunk, vocabulary});
+    logits[k] = dev.scratch.template allocate<S, 2>({chunk, vocabulary});
     models[k]->model.inference(dev, models[k]->weights.views(), models[k]->prefixes(), contexts,
                                responses, hidden[k]);
   }
-  auto lse = dev.scratch.template allocate<T, 2>({2, chunk});
-  auto logp = dev.scratch.template allocate<T, 1>({chunk});
+  auto const targets = on_device(dev, dev.scratch, responses.ids);
+  auto lse = dev.scratch.template allocate<S, 2>({2, chunk});
+  auto logp = dev.scratch.template allocate<S, 1>({chunk});
+  auto results = dev.scratch.template allocate<S, 2>({1, n});
   for (index_t begin = 0; begin < n; begin += chunk) {
     index_t const rows = std::min(chunk, n - begin);
+    auto const lse_of = [&](int k) { return detail::vector_of_row(lse, k).rows(0, rows); };
     for (int k = 0; k < 2; ++k) {
-      auto const part = logits[k].rows(0, rows);
-      models[k]->model.logits(dev, models[k]->weights.views(), hidden[k].rows(begin, begin + rows),
-                              part);
-      if (temperature != T(1)) scale(dev, part, T(1) / temperature);
-      token_logprob_forward(
-          dev, logp.rows(0, rows), TensorView<T, 1, Cpu>(&lse(k, 0), {rows}), {}, part,
-          TensorView<std::int32_t const, 1, Cpu>(responses.ids.data() + begin, {rows}));
+      detail::logits_and_logprobs<T>(dev, *models[k], hidden[k].rows(begin, begin + rows),
+                                     targets.rows(begin, begin + rows), temperature,
+                                     logits[k].rows(0, rows), logp.rows(0, rows), lse_of(k));
     }
-    parallel_for(dev, rows, 1, [&](index_t first, index_t last) {
-      for (index_t i = first; i < last; ++i) {
-        // In double: the terms of both signs are larger than their sum.
-        double sum = 0;
-        for (index_t v = 0; v < vocabulary; ++v) {
-          double const p = static_cast<double>(logits[0](i, v)) - static_cast<double>(lse(0, i));
-          double const q = static_cast<double>(logits[1](i, v)) - static_cast<double>(lse(1, i));
-          sum += std::exp(p) * (p - q);
-        }
-        kl[static_cast<std::size_t>(begin + i)] = static_cast<T>(sum);
-      }
-    });
+    token_divergence(dev, detail::vector_of_row(results, 0).rows(begin, begin + rows),
+                     logits[0].rows(0, rows), lse_of(0), logits[1].rows(0, rows), lse_of(1));
   }
+  detail::fetch_rows(dev, results, kl);
 }
 
-template <Scalar T>
+template <Element T, Device D = Cpu>
 class T5Reference;
 
 /// T5 as a gen::Decoder: cached, one token a row and step.
-template <Scalar T>
+template <Element T, Device D = Cpu>
 class T5Decoder {
  public:
-  using value_type = T;
-  using State = t5::KvCache<T, Cpu>;
+  using value_type = Accumulator<T>;
+  using State = t5::KvCache<T, D>;
 
-  T5Decoder(Cpu& dev, Generator<T> const& generator) : dev_(dev), generator_(generator) {}
+  T5Decoder(D& dev, T5Weights<T, D> const& generator) : dev_(dev), generator_(generator) {}
 
   index_t vocabulary() const { return generator_.config().vocab_size; }
 
@@ -122,89 +165,112 @@ class T5Decoder {
                                   contexts);
   }
 
+  /// Waits for the logits, of a device.
   void step(State& state, std::span<index_t const> rows, std::span<std::int32_t const> tokens,
-            TensorView<T, 2, Cpu> logits) {
+            TensorView<value_type, 2, Cpu> logits) {
+    ArenaScope scope(dev_.scratch);
+    auto const ids = on_device(dev_, dev_.scratch, tokens);
+    if constexpr (std::same_as<D, Cpu>) {
+      step_on_device(state, rows, ids, logits);
+    } else {
+      auto const there = dev_.scratch.template allocate<value_type, 2>(logits.extents());
+      step_on_device(state, rows, ids, there);
+      copy(dev_, logits.span(), there);
+    }
+  }
+
+  /// The same with tokens (A) and logits (A, V) in the device's memory, in the order of its work.
+  void step_on_device(State& state, std::span<index_t const> rows,
+                      TensorView<std::int32_t const, 1, D> tokens,
+                      TensorView<value_type, 2, D> logits) {
     ArenaScope scope(dev_.scratch);
     auto const active = static_cast<index_t>(rows.size());
     auto hidden = dev_.scratch.template allocate<T, 2>({active, generator_.config().d_model});
     generator_.model.decoder().step(dev_, generator_.weights.views(), generator_.prefixes(), state,
-                                    rows, {tokens.data(), {active}}, hidden);
+                                    rows, tokens, hidden);
     generator_.model.logits(dev_, generator_.weights.views(), hidden, logits);
   }
 
  private:
-  Cpu& dev_;
-  Generator<T> const& generator_;
+  D& dev_;
+  T5Weights<T, D> const& generator_;
 };
 
 static_assert(gen::Decoder<T5Decoder<float>>);
 
-/// A sampling configuration that never draws an id that the tokenizer cannot decode.
-template <Scalar T>
-gen::SamplingConfig barred_beyond_tokenizer(gen::SamplingConfig config,
-                                            Generator<T> const& generator) {
-  for (index_t id = generator.tokenizer.size(); id < generator.config().vocab_size; ++id) {
-    config.barred.push_back(static_cast<std::int32_t>(id));
-  }
-  return config;
-}
-
 /// T5 as an rl::Policy: log-probabilities of response tokens and their gradient. No dropout: PPO
 /// compares log-probabilities of the same function.
-template <Scalar T>
+template <Element T, Device D = Cpu>
 class T5Policy {
  public:
-  using Scalar = T;
-  using In = std::span<T const>;
+  using Scalar = Accumulator<T>;
+  using In = std::span<Scalar const>;
 
   struct Context {
-    std::unique_ptr<ArenaScope<>> scope;  // releases what forward kept
-    typename t5::Model<T, Cpu>::Context model;
-    TensorView<T, 2, Cpu> hidden, logits;
-    TensorView<T, 1, Cpu> lse, entropy;
-    std::span<std::int32_t const> targets;
+    std::unique_ptr<ArenaScope<decltype(D::saved)>> scope;  // releases what forward kept
+    typename t5::Model<T, D>::Context model;
+    TensorView<T, 2, D> hidden;
+    TensorView<Scalar, 2, D> logits;
+    TensorView<Scalar, 1, D> lse;
+    /// (3, n): log-probabilities, the entropy, and room for a value head's numbers.
+    TensorView<Scalar, 2, D> results;
+    TensorView<std::int32_t const, 1, D> targets;
+    std::vector<Scalar> entropy;  // on the host
   };
 
   /// @param gradients, prefix_gradients  accumulated by backward; empty views: frozen
   /// @param temperature  divides the logits that log-probabilities are taken of
-  T5Policy(Cpu& dev, Generator<T> const& generator, t5::Params<T, Cpu> const& gradients,
-           t5::Prefixes<T, Cpu> const& prefix_gradients, T temperature = T(1))
+  T5Policy(D& dev, T5Weights<T, D> const& generator, t5::Params<Scalar, D> const& gradients,
+           t5::Prefixes<Scalar, D> const& prefix_gradients, Scalar temperature = Scalar(1))
       : dev_(dev),
         generator_(generator),
         gradients_(gradients),
         prefix_gradients_(prefix_gradients),
         temperature_(temperature) {}
 
-  void forward(rl::TokenBatch const& batch, std::span<T> logp, Context& context) {
+  void forward(rl::TokenBatch const& batch, std::span<Scalar> logp, Context& context) {
+    forward(batch, logp, {}, context, [](auto const&) {});
+  }
+
+  /// The same for a trunk that is shared: others(values) writes what else is read off
+  /// context.hidden, one number a token, which goes to `values`.
+  template <class Others>
+  void forward(rl::TokenBatch const& batch, std::span<Scalar> logp, std::span<Scalar> values,
+               Context& context, Others&& others) {
     context.scope.reset();
-    context.scope = std::make_unique<ArenaScope<>>(dev_.saved);
+    context.scope = std::make_unique<ArenaScope<decltype(D::saved)>>(dev_.saved);
     index_t const n = batch.tokens();
     context.hidden = dev_.saved.template allocate<T, 2>({n, generator_.config().d_model});
-    context.logits = dev_.saved.template allocate<T, 2>({n, generator_.config().vocab_size});
-    context.lse = dev_.saved.template allocate<T, 1>({n});
-    context.entropy = dev_.saved.template allocate<T, 1>({n});
-    context.targets = batch.responses.ids;
+    context.logits = dev_.saved.template allocate<Scalar, 2>({n, generator_.config().vocab_size});
+    context.lse = dev_.saved.template allocate<Scalar, 1>({n});
+    context.results = dev_.saved.template allocate<Scalar, 2>({3, n});
+    context.targets = on_device(dev_, dev_.saved, batch.responses.ids);
     DropoutSites no_dropout;
     generator_.model.forward(dev_, generator_.weights.views(), generator_.prefixes(),
                              batch.contexts, batch.responses, context.hidden, context.model,
                              no_dropout);
-    generator_.model.logits(dev_, generator_.weights.views(), context.hidden, context.logits);
-    if (temperature_ != T(1)) scale(dev_, context.logits, T(1) / temperature_);
-    token_logprob_forward(dev_, TensorView<T, 1, Cpu>(logp.data(), {n}), context.lse,
-                          context.entropy, context.logits, targets(context));
+    detail::logits_and_logprobs<T>(dev_, generator_, context.hidden, context.targets, temperature_,
+                                   context.logits, detail::vector_of_row(context.results, 0),
+                                   context.lse, detail::vector_of_row(context.results, 1));
+    others(detail::vector_of_row(context.results, 2));
+    context.entropy.resize(static_cast<std::size_t>(n));
+    detail::fetch_rows(dev_, context.results.rows(0, values.empty() ? 2 : 3), logp,
+                       std::span<Scalar>(context.entropy), values);
   }
 
-  void inference(rl::TokenBatch const& batch, std::span<T> logp, std::span<T> values = {}) {
+  void inference(rl::TokenBatch const& batch, std::span<Scalar> logp,
+                 std::span<Scalar> values = {}) {
     token_logprobs(dev_, generator_, batch.contexts, batch.responses, logp, values, temperature_);
   }
 
   /// Exact divergence from a frozen T5 at every token.
-  void full_kl(T5Reference<T> const& reference, rl::TokenBatch const& batch, std::span<T> kl) {
+  void full_kl(T5Reference<T, D> const& reference, rl::TokenBatch const& batch,
+               std::span<Scalar> kl) {
     token_full_kl(dev_, generator_, reference.generator(), batch.contexts, batch.responses, kl,
                   temperature_);
   }
 
-  void entropy(std::span<T> out, Context const& context) const {
+  void entropy(std::span<Scalar> out, Context const& context) const {
     std::copy_n(context.entropy.data(), out.size(), out.data());
   }
 
@@ -213,63 +279,69 @@ class T5Policy {
 
   /// The same with the gradient of the entropy.
   void backward(In dlogp, In dentropy, Context& context) {
-    backward(dlogp, dentropy, context, [](auto const&) {});
+    backward(dlogp, dentropy, {}, context, [](auto const&, auto const&) {});
   }
 
-  /// The same for a trunk that is shared: others(dhidden) adds (+=) what else the decoder's last
-  /// state (tokens, d_model) is used for.
+  /// The same for a trunk that is shared: others(dvalues, dhidden) adds (+=) to the gradient of the
+  /// decoder's last state (tokens, d_model) what the other numbers' gradients are to it.
   template <class Others>
-  void backward(In dlogp, In dentropy, Context& context, Others&& others) {
+  void backward(In dlogp, In dentropy, In dvalues, Context& context, Others&& others) {
     ArenaScope scope(dev_.scratch);
+    std::vector<Scalar> all;
+    for (In const part : {dlogp, dentropy, dvalues})
+      all.insert(all.end(), part.begin(), part.end());
+    auto const gradients = on_device(dev_, dev_.scratch, std::span<Scalar const>(all));
+    index_t at = 0;
+    auto const next = [&](In part) {
+      auto const begin = at;
+      at += static_cast<index_t>(part.size());
+      return part.empty() ? TensorView<Scalar const, 1, D>{} : gradients.rows(begin, at);
+    };
+    auto const of_logp = next(dlogp);
+    auto const of_entropy = next(dentropy);
+    auto const of_values = next(dvalues);
     auto dhidden = dev_.scratch.template allocate<T, 2>(context.hidden.extents());
-    token_logprob_backward(dev_, context.logits, view(dlogp), context.lse, targets(context),
-                           view(dentropy),
-                           dentropy.empty() ? TensorView<T, 1, Cpu>{} : context.entropy);
-    if (temperature_ != T(1)) scale(dev_, context.logits, T(1) / temperature_);
+    token_logprob_backward<Scalar>(
+        dev_, context.logits, of_logp, context.lse, context.targets, of_entropy,
+        dentropy.empty() ? TensorView<Scalar, 1, D>{} : detail::vector_of_row(context.results, 1));
+    if (temperature_ != Scalar(1)) scale(dev_, context.logits, Scalar(1) / temperature_);
     generator_.model.logits_backward(dev_, generator_.weights.views(), gradients_, context.logits,
                                      context.hidden, dhidden);
-    others(dhidden);
+    others(of_values, dhidden);
     generator_.model.backward(dev_, generator_.weights.views(), gradients_, prefix_gradients_,
                               dhidden, context.model);
     context.scope.reset();
   }
 
  private:
-  static TensorView<T const, 1, Cpu> view(In x) {
-    if (x.empty()) return {};
-    return {x.data(), {static_cast<index_t>(x.size())}};
-  }
-  static TensorView<std::int32_t const, 1, Cpu> targets(Context const& context) {
-    return {context.targets.data(), {static_cast<index_t>(context.targets.size())}};
-  }
-
-  Cpu& dev_;
-  Generator<T> const& generator_;
-  t5::Params<T, Cpu> gradients_;
-  t5::Prefixes<T, Cpu> prefix_gradients_;
-  T temperature_;
+  D& dev_;
+  T5Weights<T, D> const& generator_;
+  t5::Params<Scalar, D> gradients_;
+  t5::Prefixes<Scalar, D> prefix_gradients_;
+  Scalar temperature_;
 };
 
 /// T5 with a value head as an rl::ActorCritic: one trunk, two heads, whose gradients add up at the
 /// decoder's last state.
-template <Scalar T>
+template <Element T, Device D = Cpu>
 class T5ActorCritic {
  public:
-  using Scalar = T;
-  using In = std::span<T const>;
+  using Scalar = Accumulator<T>;
+  using In = std::span<Scalar const>;
 
   struct Context {
-    typename T5Policy<T>::Context policy;
-    typename nn::ValueHead<T, Cpu>::Context value;
+    typename T5Policy<T, D>::Context policy;
+    typename nn::ValueHead<T, D>::Context value;
   };
 
   /// @param gradients, prefix_gradients, value_gradients  accumulated by backward; empty views:
   /// frozen
   /// @param temperature  divides the logits that log-probabilities are taken of
   /// @throws ConfigError if the generator has no value head
-  T5ActorCritic(Cpu& dev, Generator<T> const& generator, t5::Params<T, Cpu> const& gradients,
-                t5::Prefixes<T, Cpu> const& prefix_gradients,
-                typename nn::ValueHead<T, Cpu>::Params const& value_gradients, T temperature = T(1))
+  T5ActorCritic(D& dev, T5Weights<T, D> const& generator, t5::Params<Scalar, D> const& gradients,
+                t5::Prefixes<Scalar, D> const& prefix_gradients,
+                typename nn::ValueHead<Scalar, D>::Params const& value_gradients,
+                Scalar temperature = Scalar(1))
       : dev_(dev),
         generator_(generator),
         policy_(dev, generator, gradients, prefix_gradients, temperature),
@@ -278,22 +350,25 @@ class T5ActorCritic {
                          "an actor-critic needs a model with a value head.");
   }
 
-  void forward(rl::TokenBatch const& batch, std::span<T> logp, std::span<T> values,
+  void forward(rl::TokenBatch const& batch, std::span<Scalar> logp, std::span<Scalar> values,
                Context& context) {
-    policy_.forward(batch, logp, context.policy);
-    value_head_.forward(dev_, generator_.value_head.views(), context.policy.hidden,
-                        TensorView<T, 1, Cpu>(values.data(), {batch.tokens()}), context.value);
+    policy_.forward(batch, logp, values, context.policy,
+                    [&](TensorView<Scalar, 1, D> const& result) {
+                      value_head_.forward(dev_, generator_.value_head.views(),
+                                          context.policy.hidden, result, context.value);
+                    });
   }
 
-  void inference(rl::TokenBatch const& batch, std::span<T> logp, std::span<T> values) {
+  void inference(rl::TokenBatch const& batch, std::span<Scalar> logp, std::span<Scalar> values) {
     policy_.inference(batch, logp, values);
   }
 
-  void full_kl(T5Reference<T> const& reference, rl::TokenBatch const& batch, std::span<T> kl) {
+  void full_kl(T5Reference<T, D> const& reference, rl::TokenBatch const& batch,
+               std::span<Scalar> kl) {
     policy_.full_kl(reference, batch, kl);
   }
 
-  void entropy(std::span<T> out, Context const& context) const {
+  void entropy(std::span<Scalar> out, Context const& context) const {
     policy_.entropy(out, context.policy);
   }
 
@@ -302,20 +377,20 @@ class T5ActorCritic {
 
   /// The same with the gradient of the entropy.
   void backward(In dlogp, In dvalues, In dentropy, Context& context) {
-    policy_.backward(dlogp, dentropy, context.policy, [&](TensorView<T, 2, Cpu> const& dhidden) {
-      auto const n = static_cast<index_t>(dvalues.size());
-      value_head_.backward(dev_, generator_.value_head.views(), value_gradients_,
-                           TensorView<T const, 1, Cpu>(dvalues.data(), {n}), dhidden,
-                           context.value);
-    });
+    policy_.backward(
+        dlogp, dentropy, dvalues, context.policy,
+        [&](TensorView<Scalar const, 1, D> const& gradient, TensorView<T, 2, D> const& dhidden) {
+          value_head_.backward(dev_, generator_.value_head.views(), value_gradients_, gradient,
+                               dhidden, context.value);
+        });
   }
 
  private:
-  Cpu& dev_;
-  Generator<T> const& generator_;
-  T5Policy<T> policy_;
-  nn::ValueHead<T, Cpu> value_head_;
-  typename nn::ValueHead<T, Cpu>::Params value_gradients_;
+  D& dev_;
+  T5Weights<T, D> const& generator_;
+  T5Policy<T, D> policy_;
+  nn::ValueHead<T, D> value_head_;
+  typename nn::ValueHead<Scalar, D>::Params value_gradients_;
 };
 
 static_assert(rl::Policy<T5Policy<float>> && rl::InferringActor<rl::PolicyOnly<T5Policy<float>>> &&
@@ -323,22 +398,24 @@ static_assert(rl::Policy<T5Policy<float>> && rl::InferringActor<rl::PolicyOnly<T
 static_assert(rl::InferringActor<T5ActorCritic<float>> && rl::TrainsEntropy<T5ActorCritic<float>>);
 
 /// A frozen T5 as an rl::ReferencePolicy.
-template <Scalar T>
+template <Element T, Device D>
 class T5Reference {
  public:
-  T5Reference(Cpu& dev, Generator<T> const& generator, T temperature = T(1))
+  using Scalar = Accumulator<T>;
+
+  T5Reference(D& dev, T5Weights<T, D> const& generator, Scalar temperature = Scalar(1))
       : dev_(dev), generator_(generator), temperature_(temperature) {}
 
-  void logprobs(rl::TokenBatch const& batch, std::span<T> logp) {
+  void logprobs(rl::TokenBatch const& batch, std::span<Scalar> logp) {
     token_logprobs(dev_, generator_, batch.contexts, batch.responses, logp, {}, temperature_);
   }
 
-  Generator<T> const& generator() const { return generator_; }
+  T5Weights<T, D> const& generator() const { return generator_; }
 
  private:
-  Cpu& dev_;
-  Generator<T> const& generator_;
-  T temperature_;
+  D& dev_;
+  T5Weights<T, D> const& generator_;
+  Scalar temperature_;
 };
 
 static_assert(rl::ReportsFullKl<T5ActorCritic<float>, T5Reference<float>> &&

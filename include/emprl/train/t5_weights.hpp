@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// A T5 with what training adds to it, in the memory of one device. Nothing here reads files or
+// text: nvcc compiles it.
+
+#include <algorithm>
+#include <concepts>
+#include <span>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "emprl/nn/value_head.hpp"
+#include "emprl/t5/model.hpp"
+
+namespace emprl::train {
+
+/// The weights of nn::ValueHead.
+template <Element T, Device D = Cpu>
+using ValueHeadParameters = nn::ParameterStore<typename nn::ValueHead<T, D>::Params, T, D>;
+
+/// Trained prefixes of all layers.
+template <Element T, Device D = Cpu>
+using PrefixParameters = nn::ParameterStore<t5::Prefixes<T, D>, T, D>;
+
+/// A T5 on device D: its layers, weights, prefix and value head. A Generator is one on the CPU,
+/// with a tokenizer. Move-only.
+template <Element T, Device D = Cpu>
+struct T5Weights {
+  t5::Model<T, D> model;
+  t5::Parameters<T, D> weights;
+  PrefixParameters<T, D> prefix;         ///< without elements: no prefix
+  ValueHeadParameters<T, D> value_head;  ///< without elements: none
+
+  t5::Config const& config() const { return model.config(); }
+  t5::Prefixes<T, D> const& prefixes() const { return prefix.views(); }
+  index_t prefix_length() const { return prefix.size() > 0 ? prefix.views().encoder.extent(0) : 0; }
+
+  /// All weights zero, without prefix and value head.
+  explicit T5Weights(t5::Config const& config) requires(std::same_as<D, Cpu>)
+      : model(config), weights(config) {}
+
+  /// A copy of weights, prefix and value head on the device, in the order of its work; rounded
+  /// where T is a 16-bit format. It does not follow later changes of `host`.
+  T5Weights(D& dev, T5Weights<Accumulator<T>, Cpu> const& host)
+      : model(host.config()), weights(dev, host.config()) {
+    upload(dev, weights, host.weights);
+    if (host.prefix.size() > 0) {
+      prefix = PrefixParameters<T, D>(
+          dev, typename t5::Prefixes<T, D>::Shape{host.config(), host.prefix_length()});
+      upload(dev, prefix, host.prefix);
+    }
+    if (host.value_head.size() > 0) {
+      value_head = ValueHeadParameters<T, D>(dev, host.config().d_model);
+      upload(dev, value_head, host.value_head);
+    }
+  }
+
+ private:
+  template <class To, class From>
+  static void upload(D& dev, To const& to, From const& from) {
+    std::span<Accumulator<T>> const values = from.span();
+    if constexpr (std::same_as<T, Accumulator<T>>) {
+      copy(dev, to.all(), values);
+    } else {
+      std::vector<T> const rounded(values.begin(), values.end());
+      copy(dev, to.all(), rounded);
+    }
+  }
+};
+
+/// to = from: brings trained weights, prefix and value head home, to be saved or used there. Waits
+/// for the device.
+/// @throws ShapeError unless both are of one configuration, with a prefix of one length and a value
+/// head in both or in neither
+template <Scalar T, Device D>
+void copy_weights(D& dev, T5Weights<T, Cpu>& to, T5Weights<T, D> const& from) {
+  copy(dev, to.weights.span(), from.weights.all());
+  copy(dev, to.prefix.span(), from.prefix.all());
+  copy(dev, to.value_head.span(), from.value_head.all());
+}
+
+}  // namespace emprl::train
