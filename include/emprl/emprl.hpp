@@ -14,6 +14,7 @@
 #include "emprl/core/rng.hpp"
 #include "emprl/core/scalar.hpp"
 #include "emprl/core/tensor.hpp"
+#include "emprl/core/transfer.hpp"
 #include "emprl/gen/decoder.hpp"
 #include "emprl/gen/generate.hpp"
 #include "emprl/gen/sampling.hpp"

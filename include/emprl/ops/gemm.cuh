@@ -378,9 +378,10 @@ void gemm(Cuda& dev, Trans ta, Trans tb, float alpha, In<T, 2, Cuda> a, In<T, 2,
 }
 
 /// The same of 16-bit operands, the result in float: logits, and gradients that are accumulated.
-inline void gemm(Cuda& dev, Trans ta, Trans tb, float alpha, In<Bf16, 2, Cuda> a,
-                 In<Bf16, 2, Cuda> b, float beta, Out<float, 2, Cuda> c) {
-  detail::checked_multiply<Bf16, float>(
+template <std::same_as<float> R>
+void gemm(Cuda& dev, Trans ta, Trans tb, float alpha, In<Bf16, 2, Cuda> a, In<Bf16, 2, Cuda> b,
+          float beta, Out<R, 2, Cuda> c) {
+  detail::checked_multiply<Bf16, R>(
       dev, {.ta = ta, .tb = tb, .alpha = alpha, .beta = beta, .a = a, .b = b, .c = c});
 }
 
