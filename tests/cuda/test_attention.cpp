@@ -401,6 +401,7 @@ struct Outputs {
   void run(Cuda& dev, Data<T>& d, DropoutKey dropout = {}) const {
     emprl::attention_forward<T>(dev, o.view(), lse.view(), d.op(dropout));
     emprl::attention_backward<T>(dev, views(), d.op(dropout), o.view(), lse.view(), d.d_o.view());
+    dev.synchronize();
   }
 
   DeviceMatrix<T> o;
@@ -442,7 +443,7 @@ TEMPLATE_TEST_CASE("attention: kernels match the loops, forward and backward", "
   using T = TestType;
   Cuda dev;
   dev.scratch.poison(true);
-  int schedule = 0;
+  [[maybe_unused]] int schedule = 0;
   for (Case const& c : cases()) {
 #if !defined(__CUDACC__)
     host_executor::WithOptions const with({.seed = static_cast<std::uint64_t>(++schedule)});
@@ -486,16 +487,14 @@ TEMPLATE_TEST_CASE("attention: kernels give the same bits under every schedule, 
   using T = TestType;
   Cuda dev;
   dev.scratch.poison(true);
-  for (Case const& c : {Case{"", {70, 33, 1}, {70, 33, 1}, 2, 32, Mask::causal, true, 20, 1}}) {
-    Data<T> d(c);
-    Outputs<T> const first(d);
-    first.run(dev, d);
-    support::for_each_schedule(10, [&] {
-      Outputs<T> const again(d);
-      again.run(dev, d);
-      CHECK(same_bits(first, again));
-    });
-  }
+  Data<T> d({"", {70, 33, 1}, {70, 33, 1}, 2, 32, Mask::causal, true, 20, 1});
+  Outputs<T> const first(d);
+  first.run(dev, d);
+  support::for_each_schedule(10, [&] {
+    Outputs<T> const again(d);
+    again.run(dev, d);
+    CHECK(same_bits(first, again));
+  });
 }
 
 TEMPLATE_TEST_CASE(
@@ -633,6 +632,7 @@ TEMPLATE_TEST_CASE("attention: scores too large for exp are no danger to the ker
   Data<T> d({"", {70}, {70}, 1, 32, Mask::full, true, 0, 1}, 300.0);
   Outputs<T> const out(d);
   emprl::attention_forward<T>(dev, out.o.view(), {}, d.op());
+  dev.synchronize();
   Plain<T> const plain(d.naive(), d.in, d.dy);
   check_two_times<T>("o", out.o.floats(), plain.o.values,
                      reference::attention(d.naive(), d.in_double()).values);
@@ -651,6 +651,7 @@ TEST_CASE("attention: kernels do not need to be told the longest row, nor asked 
   emprl::attention_forward<Bf16>(dev, some.o.view(), some.lse.view(), in);
   emprl::attention_backward<Bf16>(dev, {some.dq.view(), some.dk.view(), some.dv.view(), {}, {}, {}},
                                   in, some.o.view(), some.lse.view(), d.d_o.view());
+  dev.synchronize();
   CHECK(same_bits(all.o, some.o));
   CHECK(same_bits(all.lse, some.lse));
   CHECK(same_bits(all.dq, some.dq));

@@ -51,7 +51,7 @@ struct AttentionInputs {
   DropoutKey dropout;                           // on the probabilities
   /// The most queries and the most keys, prefix aside, of a ragged row: what the host must know
   /// where it cannot read the offsets. 0 for "not known": then as if one row held all, which is
-  /// right and slower. The CPU does not look at them.
+  /// right, slower, and takes more scratch memory. The CPU does not look at them.
   index_t longest_queries = 0;
   index_t longest_keys = 0;
 };
