@@ -204,13 +204,12 @@ join() {
     say "\"date\": \"$(date -u +%Y-%m-%dT%H:%M:%SZ)\","
     say "\"parts\": {"
     separator=
-    for status in "$work"/*.status; do
-      [ -e "$status" ] || continue
-      name=$(basename "$status" .status)
-      printf '%s"%s": {"ended": %s' "$separator" "$name" "$(string "$(cat "$status")")"
-      if [ -s "$work/$name.json" ]; then
+    for p in $all_parts; do
+      [ -e "$work/$p.status" ] || continue
+      printf '%s"%s": {"ended": %s' "$separator" "$p" "$(string "$(cat "$work/$p.status")")"
+      if [ -s "$work/$p.json" ]; then
         printf ', "result": '
-        cat "$work/$name.json"
+        cat "$work/$p.json"
       fi
       printf '}'
       separator=",
@@ -222,9 +221,8 @@ join() {
   {
     say "EmpRL on $(nvidia-smi -L 2>/dev/null | head -n 1 | sed 's/ (UUID.*//'), commit $commit"
     say ""
-    for status in "$work"/*.status; do
-      [ -e "$status" ] || continue
-      printf '%-10s %s\n' "$(basename "$status" .status)" "$(cat "$status")"
+    for p in $all_parts; do
+      [ ! -e "$work/$p.status" ] || printf '%-10s %s\n' "$p" "$(cat "$work/$p.status")"
     done
     say ""
     table
@@ -254,9 +252,9 @@ table() {
           split(lines[name[k], i], f, FS)
           printf form, f[1], f[2], f[3], f[4], sprintf("%.1f", f[5]),
             sprintf("[%.1f,%.1f]", f[6], f[7]),
-            f[4] != "emprl" && own[name[k]] > 0 ? sprintf("%.2f", f[5] / own[name[k]]) : "-",
-            f[8] > 0 ? sprintf("%.0f", f[8]) : "-", f[9] > 0 ? sprintf("%.2f", f[9]) : "-",
-            f[10] > 0 ? sprintf("%.1f %%", 100 * f[10]) : "-"
+            (f[4] != "emprl" && own[name[k]] > 0 ? sprintf("%.2f", f[5] / own[name[k]]) : "-"),
+            (f[8] > 0 ? sprintf("%.0f", f[8]) : "-"), (f[9] > 0 ? sprintf("%.2f", f[9]) : "-"),
+            (f[10] > 0 ? sprintf("%.1f %%", 100 * f[10]) : "-")
         }
       }
     }'
@@ -277,7 +275,10 @@ finish() {
 }
 child=
 stop() {
-  [ -z "$child" ] || kill "$child" 2>/dev/null || :
+  if [ -n "$child" ]; then
+    kill "$child" 2>/dev/null || :
+    printf 'stopped from outside\n' >"$work/$name.status"
+  fi
   say "Stopped; what there is lies in $out."
   finish
   exit 1
@@ -285,12 +286,22 @@ stop() {
 trap finish EXIT
 trap stop HUP INT TERM
 
+# wanted NAME: true if the part is to be run.
+wanted() { case " ${only:-$all_parts} " in *" $1 "*) return 0 ;; *) return 1 ;; esac }
+
+# without PART COMMAND: true, and said, if the part needs a command that is not here.
+without() {
+  [ -z "$dry" ] && wanted "$1" && ! command -v "$2" >/dev/null 2>&1 || return 1
+  say "== $1: left out, there is no $2"
+  printf 'left out: there is no %s\n' "$2" >"$work/$1.status"
+}
+
 # part NAME SECONDS COMMAND...: runs it with at most so much time and as much as is left.
 part() {
   name=$1
   limit=$2
   shift 2
-  case " ${only:-$all_parts} " in *" $name "*) ;; *) return 0 ;; esac
+  wanted "$name" || return 0
   left=$((seconds - ($(date +%s) - started)))
   [ "$left" -ge "$limit" ] || limit=$left
   if [ "$limit" -lt 5 ]; then
@@ -333,21 +344,15 @@ part() {
 bench=$programs/bench_kernels
 peers=$programs/peers
 [ -d "$peers" ] || peers=$here/peers
-# peer PART SECONDS FILE: a rival in Python, if there is Python.
+# peer PART SECONDS FILE: a rival in Python.
 peer() {
-  if [ -z "$dry" ] && ! command -v python3 >/dev/null 2>&1; then
-    printf 'done in 0 s; left out: there is no python3\n' >"$work/$1.status"
-    return 0
-  fi
-  part "$1" "$2" python3 -B "$peers/$3" --json "$work/$1.json" --tsv "$work/$1.tsv"
+  without "$1" python3 ||
+    part "$1" "$2" python3 -B "$peers/$3" --json "$work/$1.json" --tsv "$work/$1.tsv"
 }
 # sanitize PART SECONDS TOOL: the kernels on small shapes under a tool of compute-sanitizer.
 sanitize() {
-  if [ -z "$dry" ] && ! command -v compute-sanitizer >/dev/null 2>&1; then
-    printf 'done in 0 s; left out: there is no compute-sanitizer\n' >"$work/$1.status"
-    return 0
-  fi
-  part "$1" "$2" compute-sanitizer --tool "$3" --error-exitcode 9 "$bench" --validate-only
+  without "$1" compute-sanitizer ||
+    part "$1" "$2" compute-sanitizer --tool "$3" --error-exitcode 9 "$bench" --validate-only
 }
 
 part tests 130 "$programs/emprl_tests_cuda"
