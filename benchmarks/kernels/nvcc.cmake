@@ -4,13 +4,7 @@
 #   cmake -DMODE=compile|program -DNVCC=... -DSOURCE=... -DWORK=... -P nvcc.cmake
 cmake_minimum_required(VERSION 3.25)
 
-function(step)
-  execute_process(COMMAND ${ARGN} RESULT_VARIABLE code OUTPUT_VARIABLE text ERROR_VARIABLE text)
-  if(NOT code EQUAL 0)
-    list(JOIN ARGN " " words)
-    message(FATAL_ERROR "${words}\nended with ${code}:\n${text}")
-  endif()
-endfunction()
+include("${SOURCE}/cmake/nvcc.cmake")
 
 if(NOT NVCC)
   message(NOTICE "Skipped: nvcc was not found.")
@@ -18,18 +12,13 @@ if(NOT NVCC)
 endif()
 
 set(include -I "${SOURCE}/include" -I "${SOURCE}/benchmarks")
-set(flags
-  # As in tests/cuda/nvcc.cmake.
-  -std=c++20 --expt-relaxed-constexpr
-  -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a
-  -O3 -Werror all-warnings -Xcompiler -Wall,-Wextra,-Wno-restrict ${include})
 
 file(MAKE_DIRECTORY "${WORK}")
 file(GLOB sources "${SOURCE}/benchmarks/kernels/*.cu")
 set(objects "")
 foreach(source IN LISTS sources)
   cmake_path(GET source STEM stem)
-  step("${NVCC}" -x cu ${flags} -c "${source}" -o "${WORK}/${stem}.o")
+  step("${NVCC}" -x cu ${emprl_nvcc_flags} ${include} -c "${source}" -o "${WORK}/${stem}.o")
   list(APPEND objects "${WORK}/${stem}.o")
 endforeach()
 list(LENGTH sources count)

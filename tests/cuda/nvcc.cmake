@@ -7,13 +7,7 @@
 cmake_minimum_required(VERSION 3.25)
 set(program "${WORK}/emprl_tests_cuda")
 
-function(step)
-  execute_process(COMMAND ${ARGN} RESULT_VARIABLE code OUTPUT_VARIABLE text ERROR_VARIABLE text)
-  if(NOT code EQUAL 0)
-    list(JOIN ARGN " " words)
-    message(FATAL_ERROR "${words}\nended with ${code}:\n${text}")
-  endif()
-endfunction()
+include("${SOURCE}/cmake/nvcc.cmake")
 
 if(NOT NVCC)
   message(NOTICE "Skipped: nvcc was not found.")
@@ -53,11 +47,6 @@ foreach(stem IN LISTS STEM)
   else()
     set(source "${SOURCE}/tests/cuda/${stem}.cpp")
   endif()
-  step("${NVCC}" -x cu
-    # CMake 3.25 does not know nvcc's C++20 mode; std::array in device code needs the second.
-    -std=c++20 --expt-relaxed-constexpr
-    -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a
-    # g++ 12 sees overlapping copies in std::string (its bug 105651).
-    -O3 -Werror all-warnings -Xcompiler -Wall,-Wextra,-Wno-restrict
+  step("${NVCC}" -x cu ${emprl_nvcc_flags}
     -I "${SOURCE}/include" -I "${SOURCE}/tests" -c "${source}" -o "${WORK}/${stem}.o")
 endforeach()
