@@ -76,7 +76,9 @@ inline BleuStatistics bleu_statistics(std::span<std::int32_t const> response,
 /// The statistics of a corpus, row by row. @throws ShapeError if there are not as many references
 /// as responses
 inline BleuStatistics bleu_statistics(RaggedView responses, RaggedView references) {
-  expects(responses.rows() == references.rows(), "BLEU needs one reference for each response");
+  if (responses.rows() != references.rows()) {
+    throw ShapeError("BLEU needs one reference for each response");
+  }
   BleuStatistics sum;
   for (index_t i = 0; i < responses.rows(); ++i) {
     sum += bleu_statistics(responses.row(i), references.row(i));
