@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # What the scripts share that call nvcc: tests/cuda/nvcc.cmake and benchmarks/kernels/nvcc.cmake.
 
-# step(COMMAND...): runs it, and stops with its words if it fails.
+# step(COMMAND...): runs it, and stops with its words if it fails. What it prints is left in
+# step_output.
 function(step)
   execute_process(COMMAND ${ARGN} RESULT_VARIABLE code OUTPUT_VARIABLE text ERROR_VARIABLE text)
   if(NOT code EQUAL 0)
     list(JOIN ARGN " " words)
     message(FATAL_ERROR "${words}\nended with ${code}:\n${text}")
   endif()
+  set(step_output "${text}" PARENT_SCOPE)
 endfunction()
 
 set(emprl_nvcc_flags

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-# Compiles the benchmark of the kernels with nvcc, without a warning, for sm_80 and sm_90a; with
-# MODE=program also links it, so that it needs nothing of this machine but cuBLASLt. Run as:
-#   cmake -DMODE=compile|program -DNVCC=... -DSOURCE=... -DWORK=... -P nvcc.cmake
+# Compiles the benchmark of the kernels with nvcc, without a warning, for sm_80 and sm_90a, and
+# compares the compiler's report of every kernel with the table registers.txt; with MODE=table writes
+# that table instead; with MODE=program also links the program, so that it needs nothing of this
+# machine but cuBLASLt. Run as:
+#   cmake -DMODE=compile|table|program -DNVCC=... -DSOURCE=... -DWORK=... -P nvcc.cmake
 cmake_minimum_required(VERSION 3.25)
 
 include("${SOURCE}/cmake/nvcc.cmake")
+include("${SOURCE}/benchmarks/kernels/registers.cmake")
 
 if(NOT NVCC)
   message(NOTICE "Skipped: nvcc was not found.")
@@ -16,13 +19,27 @@ set(include -I "${SOURCE}/include" -I "${SOURCE}/benchmarks")
 file(MAKE_DIRECTORY "${WORK}")
 file(GLOB sources "${SOURCE}/benchmarks/kernels/*.cu")
 set(objects "")
+set(report "")
 foreach(source IN LISTS sources)
   cmake_path(GET source STEM stem)
-  step("${NVCC}" -x cu ${emprl_nvcc_flags} ${include} -c "${source}" -o "${WORK}/${stem}.o")
+  step("${NVCC}" -x cu ${emprl_nvcc_flags} -Xptxas -v ${include}
+    -c "${source}" -o "${WORK}/${stem}.o")
+  string(APPEND report "${step_output}")
   list(APPEND objects "${WORK}/${stem}.o")
 endforeach()
 list(LENGTH sources count)
 message(STATUS "${count} files compiled for sm_80 and sm_90a without a warning.")
+
+set(table "${SOURCE}/benchmarks/kernels/registers.txt")
+execute_process(COMMAND "${NVCC}" --version OUTPUT_VARIABLE version COMMAND_ERROR_IS_FATAL ANY)
+string(REGEX MATCH "V[0-9.]+" version "${version}")
+read_kernel_report(rows "${report}" "${WORK}")
+if(MODE STREQUAL "table")
+  list(JOIN rows "\n" lines)
+  file(WRITE "${table}" "# nvcc ${version}\n${lines}\n")
+  return()
+endif()
+check_kernel_report("${rows}" "${version}" "${table}")
 if(NOT MODE STREQUAL "program")
   return()
 endif()
