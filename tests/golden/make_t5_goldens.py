@@ -387,8 +387,9 @@ def make(name, spec):
              and key.endswith((".q.weight", ".k.weight", "bias.weight"))]
     assert sorted(zero) == sorted(alone), zero
 
-    metadata = {"format": "pt", "emprl_golden": VERSION, "torch": torch.__version__,
-                "transformers": transformers.__version__}
+    # One entry: safetensors writes several in no fixed order.
+    metadata = {"emprl_golden": "version %s, torch %s, transformers %s" % (
+        VERSION, torch.__version__, transformers.__version__)}
     save_file(expected, str(folder / "expected.safetensors"), metadata=metadata)
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)
