@@ -95,6 +95,7 @@ struct FinetuneOptions {
   index_t prefix_length = 20;
   index_t save_every = 0;
   index_t patience = 0;
+  bool log_batches = false;  ///< write which pairs each step uses
   data::ContextOptions context;
 };
 /// Trains, keeps the best epoch, writes the model (or, for prefixes, the adapter) to `out`.

@@ -33,6 +33,22 @@ std::pair<std::vector<data::Pair>, std::vector<data::Pair>> load_train_and_valid
   return {std::move(parts.kept), std::move(parts.held_out)};
 }
 
+/// Writes batches.jsonl: for each step of a run that goes through all its epochs, the names of the
+/// pairs that it uses. Steps are counted as in metrics.jsonl.
+void write_batches(fs::path const& folder, std::vector<data::Pair> const& pairs,
+                   train::FitOptions const& fit) {
+  io::JsonLinesWriter file(folder / "batches.jsonl");
+  index_t step = 0;
+  for (index_t epoch = 0; epoch < fit.epochs; ++epoch) {
+    for (auto const& rows : train::epoch_batches(static_cast<index_t>(pairs.size()), fit, epoch)) {
+      io::Json names = io::Json::array();
+      for (index_t const row : rows) names.push_back(pairs[static_cast<std::size_t>(row)].id);
+      file.write({{"epoch", epoch + 1}, {"step", ++step}, {"pairs", names}});
+    }
+  }
+  file.commit();
+}
+
 }  // namespace
 
 void finetune(Common const& common, FinetuneOptions const& o) {
@@ -70,6 +86,7 @@ void finetune(Common const& common, FinetuneOptions const& o) {
   fit.save_every = o.save_every;
   fit.patience = o.patience;
   fit.checkpoint = o.out / "checkpoint";
+  if (o.log_batches) write_batches(o.out, train_pairs, fit);
   train::MetricsLog log(o.out);
   train::FitResult const result = train::fit(dev, task, fit, &log);
 
@@ -128,6 +145,7 @@ void add_finetune(CLI::App& app, Common& common) {
   c->add_option("--save-every", o->save_every, "Steps between checkpoints; 0: each epoch")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  c->add_flag("--log-batches", o->log_batches, "Write to batches.jsonl which pairs each step uses");
   add_context_options(*c, o->context);
   add_common(*c, common);
   c->footer(

@@ -17,7 +17,7 @@ TEST_CASE("relative_bucket: the buckets of transformers", "[math][relative_bucke
   std::ifstream file(std::string(EMPRL_GOLDEN_DIR) + "/relative_bucket.json");
   REQUIRE(file);
   auto const golden = nlohmann::json::parse(file);
-  REQUIRE(golden.at("version") == "1");
+  REQUIRE(golden.at("version") == "2");
   REQUIRE(golden.at("cases").size() >= 4);
   for (auto const& c : golden.at("cases")) {
     bool const both = c.at("bidirectional").get<bool>();

@@ -537,6 +537,37 @@ TEST_CASE("program: align leaves checkpoints that others read, and goes on from 
   CHECK_FALSE(fs::exists(w / "steps/best"));
 }
 
+TEST_CASE("program: finetune --log-batches names the pairs of every step", "[program]") {
+  auto const& w = workshop();
+  REQUIRE(w.run("finetune --model model --train data/train.jsonl --valid data/train.jsonl --out "
+                "logged --epochs 2 --batch 25 --log-batches")
+              .status == 0);
+  auto const batches = w.lines("logged/batches.jsonl");
+  std::vector<Json> steps;
+  for (auto const& line : w.lines("logged/metrics.jsonl")) {
+    if (line.at("phase") == "finetune") steps.push_back(line.at("step"));
+  }
+  // 60 pairs are three steps an epoch.
+  REQUIRE(batches.size() == 6);
+  std::vector<std::string> names[2];
+  for (std::size_t i = 0; i < 6; ++i) {
+    CHECK(batches[i].at("step") == steps.at(i));
+    CHECK(batches[i].at("epoch") == i / 3 + 1);
+    CHECK(batches[i].at("pairs").size() == (i % 3 == 2 ? 10 : 25));
+    for (auto const& name : batches[i].at("pairs")) {
+      names[i / 3].push_back(name.get<std::string>());
+      CHECK_THAT(names[i / 3].back(), ContainsSubstring("train.jsonl:"));
+    }
+  }
+  CHECK(names[0] != names[1]);
+  for (auto& all : names) std::sort(all.begin(), all.end());
+  CHECK(names[0] == names[1]);
+  CHECK(std::adjacent_find(names[0].begin(), names[0].end()) == names[0].end());
+  REQUIRE(w.run("finetune --model model --train data/train.jsonl --out silent --epochs 1").status ==
+          0);
+  CHECK_FALSE(fs::exists(w / "silent/batches.jsonl"));
+}
+
 #ifdef __linux__
 TEST_CASE("program: --threads 1 keeps to one processor", "[program]") {
   auto const& w = workshop();

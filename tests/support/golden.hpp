@@ -49,6 +49,11 @@ class GoldenFile {
       if (type == "F32") read<float>(from, size, tensor.values);
       if (type == "F64") read<double>(from, size, tensor.values);
       if (type == "I64") read<std::int64_t>(from, size, tensor.values);
+      if (type == "BF16") read_bf16(from, size, tensor.values);
+      std::size_t elements = 1;
+      for (std::int64_t const n : tensor.shape) elements *= static_cast<std::size_t>(n);
+      if (tensor.values.size() != elements)
+        throw std::runtime_error(path_ + ": " + name + " is not of the size of its shape");
       tensors_.emplace(name, std::move(tensor));
     }
   }
@@ -75,6 +80,18 @@ class GoldenFile {
     for (std::size_t i = 0; i + sizeof(T) <= bytes; i += sizeof(T)) {
       T x;
       std::memcpy(&x, from + i, sizeof(T));
+      to.push_back(static_cast<double>(x));
+    }
+  }
+
+  /// bf16 is the upper half of a float.
+  static void read_bf16(char const* from, std::size_t bytes, std::vector<double>& to) {
+    for (std::size_t i = 0; i + 2 <= bytes; i += 2) {
+      std::uint16_t half = 0;
+      std::memcpy(&half, from + i, 2);
+      std::uint32_t const whole = std::uint32_t{half} << 16;
+      float x = 0;
+      std::memcpy(&x, &whole, 4);
       to.push_back(static_cast<double>(x));
     }
   }

@@ -91,7 +91,7 @@ TEMPLATE_TEST_CASE("cached decoding equals the full pass, with and without prefi
 TEMPLATE_TEST_CASE("cached decoding gives transformers' hidden states", "[t5][decoder][golden]",
                    float, double) {
   using T = TestType;
-  for (auto const* folder : {"t5_v1_0", "t5_v1_1"}) {
+  for (auto const* folder : support::t5_goldens) {
     GoldenT5<T> const g(folder);
     Cpu dev(2);
     g.check("decoder_output", decode<T>(dev, g.model, g.params(), {}, g.contexts, g.responses));
@@ -101,7 +101,7 @@ TEMPLATE_TEST_CASE("cached decoding gives transformers' hidden states", "[t5][de
 TEMPLATE_TEST_CASE("greedy continuations are transformers'", "[t5][decoder][golden]", float,
                    double) {
   using T = TestType;
-  for (auto const* folder : {"t5_v1_0", "t5_v1_1"}) {
+  for (auto const* folder : support::t5_goldens) {
     GoldenT5<T> const g(folder);
     Cpu dev(2);
     auto const expected = g.expected.template integers<std::int32_t>("greedy");

@@ -15,7 +15,7 @@ using emprl::t5::Config;
 using emprl::t5::Parameters;
 
 TEST_CASE("t5 parameters: names are unique and are transformers'", "[t5][parameters][golden]") {
-  for (auto const* folder : {"t5_v1_0", "t5_v1_1"}) {
+  for (auto const* folder : support::t5_goldens) {
     support::GoldenFile const file(std::string(folder) + "/model.safetensors");
     Parameters<float, Cpu> const p(support::golden_config(folder));
     std::set<std::string> names;

@@ -2,6 +2,7 @@
 
 #include "emprl/train/fit.hpp"
 
+#include <algorithm>
 #include <array>
 #include <stdexcept>
 #include <vector>
@@ -21,12 +22,14 @@ struct MeanTask {
   std::vector<double> gradient{0.0};
   index_t die_at = -1;
   index_t calls = 0;
+  std::vector<std::vector<index_t>> seen;  // the rows of each step
 
   index_t examples() const { return static_cast<index_t>(data.size()); }
   std::span<double> parameters() { return parameter; }
   std::span<double> gradients() { return gradient; }
   double loss(std::span<index_t const> rows, std::uint32_t) {
     if (calls++ == die_at) throw std::runtime_error("killed");
+    seen.emplace_back(rows.begin(), rows.end());
     double total = 0;
     for (index_t const i : rows) {
       double const d = parameter[0] - data[static_cast<std::size_t>(i)];
@@ -103,6 +106,24 @@ TEST_CASE("fit: a checkpoint of other options is refused", "[train][fit][resume]
   CHECK(emprl::test::message_of<ConfigError>([&] {
           train::fit(dev, second, other);
         }).find("learning_rate is 0.3 there and 0.1 here") != std::string::npos);
+}
+
+TEST_CASE("fit: the rows of each step are those that epoch_batches says", "[train][fit][unit]") {
+  Cpu dev(1);
+  MeanTask t = task();
+  train::FitOptions const o = options({});
+  train::fit(dev, t, o);
+  std::vector<std::vector<index_t>> expected;
+  for (index_t epoch = 0; epoch < o.epochs; ++epoch) {
+    auto const batches = train::epoch_batches(t.examples(), o, epoch);
+    std::vector<index_t> all;
+    for (auto const& rows : batches) all.insert(all.end(), rows.begin(), rows.end());
+    std::sort(all.begin(), all.end());
+    for (std::size_t i = 0; i < all.size(); ++i) CHECK(all[i] == static_cast<index_t>(i));
+    expected.insert(expected.end(), batches.begin(), batches.end());
+  }
+  CHECK(t.seen == expected);
+  CHECK(expected[0] != expected[6]);
 }
 
 TEST_CASE("fit: patience ends a run that no longer gains", "[train][fit][unit]") {

@@ -151,6 +151,21 @@ void row_times_matrix(T const* x, T const* m, index_t stride, index_t depth, ind
   }
 }
 
+/// sum_j f(j), j in [0, n), in eight running sums, because one would be a chain of dependent
+/// additions that cannot be vectorised.
+template <class T, class F>
+T sum_in_lanes(index_t n, F f) {
+  T partial[8] = {};
+  index_t j = 0;
+  for (; j + 8 <= n; j += 8) {
+    for (int l = 0; l < 8; ++l) partial[l] += f(j + l);
+  }
+  T sum = T(0);
+  for (; j < n; ++j) sum += f(j);
+  for (T const part : partial) sum += part;
+  return sum;
+}
+
 /// Scores of query i of row b in head h against the first n keys of the tile.
 template <class T>
 void attention_scores(AttentionInputs<T, Cpu> const& in, AttentionTile<T> const& tile, index_t b,
@@ -319,12 +334,10 @@ void attention_backward(Cpu& dev, AttentionGradients<T, Cpu> const& out,
           detail::attention_scores(in, tile, b, h, i, n, p);
           T const log_sum = lse(h, first + i);
           for (index_t j = 0; j < n; ++j) p[j] = exp_branchless(p[j] - log_sum);
+          // The rounding of lse is common to all of them: they are made to add up to 1 again.
+          T const inverse = T(1) / detail::sum_in_lanes<T>(n, [&](index_t j) { return p[j]; });
+          for (index_t j = 0; j < n; ++j) p[j] *= inverse;
           T const* const g = d_o.row(first + i) + h * width;
-          T const* const y = o.row(first + i) + h * width;
-          // In the order of summation of row_times_matrix: a query that attends to one key alone
-          // has delta == dp to the last bit, and its score no gradient.
-          T delta = T(0);
-          detail::row_times_matrix(g, y, 1, width, 1, &delta);
           detail::row_times_matrix(g, tile.v_t.data(), tile.keys, width, n, ds);
           if (in.dropout.active()) {
             dropout_factors(in.dropout, detail::dropout_row(first + i, in.heads, h), 0,
@@ -332,14 +345,17 @@ void attention_backward(Cpu& dev, AttentionGradients<T, Cpu> const& out,
             for (index_t j = 0; j < n; ++j) {
               auto const u = static_cast<std::size_t>(j);
               pf[j] = p[j] * factor[u];
-              ds[j] = p[j] * (ds[j] * factor[u] - delta);
+              ds[j] *= factor[u];
             }
           } else {
-            for (index_t j = 0; j < n; ++j) {
-              pf[j] = p[j];
-              ds[j] = p[j] * (ds[j] - delta);
-            }
+            std::copy(p, p + n, pf);
           }
+          // delta is do . o, but taken of the p and dp at hand: the ds of a query then add up to
+          // nothing but the rounding of the products below. An error in do . o would be common to
+          // all keys and come back multiplied by what keys have in common. A query that attends to
+          // one key alone has delta == dp to the last bit, and its score no gradient.
+          T const delta = detail::sum_in_lanes<T>(n, [&](index_t j) { return p[j] * ds[j]; });
+          for (index_t j = 0; j < n; ++j) ds[j] = p[j] * (ds[j] - delta);
           if (bias_size > 0) {
             T* const to = my_bias + h * out.dbias.extent(1) - i - in.bias_first;
             for (index_t j = prefix; j < n; ++j) to[j - prefix] += ds[j];

@@ -72,6 +72,18 @@ struct FitOptions {
   }
 };
 
+/// The rows of each step of an epoch (counted from 0), in the order in which `fit` takes them: a
+/// function of the number of examples, the batch size and the seed.
+inline std::vector<std::vector<index_t>> epoch_batches(index_t examples, FitOptions const& options,
+                                                       index_t epoch) {
+  std::vector<index_t> const order = text::shuffled_rows(examples, options.seed, epoch);
+  std::vector<std::vector<index_t>> batches;
+  for (auto const rows : text::cut_into_batches(order, options.batch_size)) {
+    batches.emplace_back(rows.begin(), rows.end());
+  }
+  return batches;
+}
+
 struct EpochResult {
   double train_loss = 0;  ///< mean over the epoch's batches, with dropout
   double valid_loss = 0;  ///< after the epoch; the training loss where there is no validation part
@@ -206,8 +218,7 @@ FitResult fit(Cpu& dev, Task& task, FitOptions const& options, MetricsLog* log =
                                     state.result.best_epoch + options.patience) {
       break;
     }
-    std::vector<index_t> const order = text::shuffled_rows(examples, options.seed, state.epoch);
-    auto const rows = text::cut_into_batches(order, options.batch_size);
+    auto const rows = epoch_batches(examples, options, state.epoch);
     while (state.batch < batches) {
       if (interrupted()) {
         save();
