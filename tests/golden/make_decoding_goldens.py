@@ -120,7 +120,7 @@ def contexts_of(name, vocabulary):
 def end_rows(model, seed):
     """Rows of </s> to try: random, of several sizes."""
     rng = np.random.default_rng(seed)
-    for size in itertools.cycle((0.5, 0.8, 1.1)):
+    for size in itertools.cycle((0.8, 1.0, 1.2)):
         yield [float(np.float32(x)) for x in rng.normal(0.0, size, model.config.d_model)]
 
 
@@ -140,8 +140,9 @@ def sound(cases, results):
     penalty = [by[f"beams 3, early stopping False, length penalty {p}"]
                for p in (0.0, 0.6, 1.0, 2.0, -1.0)]
     greedy = [text for name, text in by.items() if name.startswith("greedy")]
-    # Every early stopping and every penalty decodes otherwise, and no greedy option is idle.
-    return all(len(set(x)) == len(x) for x in (early, penalty, greedy))
+    # Every early stopping decodes otherwise, the penalties nearly all, and no greedy option is idle.
+    return (len(set(early)) == len(early) and len(set(penalty)) >= 4
+            and len(set(greedy)) == len(greedy))
 
 
 def results_of(name, end_row, contexts, cases):

@@ -12,6 +12,7 @@
 #include <span>
 #include <vector>
 
+#include "emprl/core/config.hpp"
 #include "emprl/core/scalar.hpp"
 
 namespace emprl::gen {
