@@ -28,6 +28,13 @@ std::string number(double x) {
 
 }  // namespace
 
+void only_with_beams(CLI::App& command, CLI::Option& option) {
+  option.needs(command.get_option("--beams"));
+  for (char const* other : {"--greedy", "--temperature", "--top-k", "--top-p"}) {
+    option.excludes(command.get_option(other));
+  }
+}
+
 void add_decoding_options(CLI::App& command, DecodingOptions& options) {
   add_sampling_options(command, options.sampling);
   auto* const beams = command.add_option("--beams", options.beams,
@@ -37,31 +44,28 @@ void add_decoding_options(CLI::App& command, DecodingOptions& options) {
     beams->excludes(command.get_option(other));
   }
   // These have no default to show: it would be read back from a configuration without --beams.
-  command
-      .add_option("--length-penalty", options.beam.length_penalty,
-                  "beams rank a response by its log-probability over its length to this power; 1 "
-                  "unless given")
-      ->needs(beams)
-      ->default_str("")
-      ->check([](std::string const& text) -> std::string {
-        double value = 0;
-        bool const fine = CLI::detail::lexical_cast(text, value) && std::isfinite(value);
-        return fine ? "" : text + " is not a finite number";
-      });
-  command
-      .add_option_function<std::string>(
-          "--early-stopping",
-          [&options](std::string const& name) {
-            auto const found = stoppings.find(name);
-            if (found == stoppings.end()) {
-              throw CLI::ValidationError("--early-stopping",
-                                         "\"" + name + "\" is none of false, true and never");
-            }
-            options.beam.early_stopping = found->second;
-          },
-          "when beams stop, there being as many finished responses: true: at once; false: when it "
-          "is unlikely that better ones come; never: when none can come; false unless given")
-      ->needs(beams);
+  auto* const length_penalty = command.add_option(
+      "--length-penalty", options.beam.length_penalty,
+      "beams rank a response by its log-probability over its length to this power; 1 unless given");
+  length_penalty->default_str("")->check([](std::string const& text) -> std::string {
+    double value = 0;
+    bool const fine = CLI::detail::lexical_cast(text, value) && std::isfinite(value);
+    return fine ? "" : text + " is not a finite number";
+  });
+  auto* const early_stopping = command.add_option_function<std::string>(
+      "--early-stopping",
+      [&options](std::string const& name) {
+        auto const found = stoppings.find(name);
+        if (found == stoppings.end()) {
+          throw CLI::ValidationError("--early-stopping",
+                                     "\"" + name + "\" is none of false, true and never");
+        }
+        options.beam.early_stopping = found->second;
+      },
+      "when beams stop, there being as many finished responses: true: at once; false: when it is "
+      "unlikely that better ones come; never: when none can come; false unless given");
+  for (CLI::Option* const option : {length_penalty, early_stopping})
+    only_with_beams(command, *option);
   command
       .add_option(
           "--repetition-penalty", options.sampling.repetition_penalty,
@@ -74,7 +78,7 @@ void add_decoding_options(CLI::App& command, DecodingOptions& options) {
       });
   command
       .add_option("--no-repeat-ngram", options.sampling.no_repeat_ngram,
-                  "no so many tokens in a row come twice; 0: off")
+                  "bar tokens that would make so many in a row come twice; 0: off")
       ->check(CLI::Range(index_t{0}, index_t{4096}));
 }
 

@@ -37,6 +37,9 @@ struct DecodingOptions {
 /// other are parse errors that name both.
 void add_decoding_options(CLI::App& command, DecodingOptions& options);
 
+/// Makes an option of the command wrong usage without --beams, and with another kind of decoding.
+void only_with_beams(CLI::App& command, CLI::Option& option);
+
 /// The options after some flags more, which are written as on the command line. A flag of another
 /// kind of decoding (sampling, greedy, beams) changes the kind.
 /// @throws ConfigError saying what is wrong with a flag

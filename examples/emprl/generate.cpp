@@ -154,13 +154,12 @@ void add_generate(CLI::App& app, Common& common) {
   samples->check(CLI::Range(index_t{1}, index_t{100'000}))->default_str("");
   auto* const beams = command->get_option("--beams");
   samples->excludes(beams);
-  command
-      ->add_option("--n-best", options->n_best,
-                   "so many of the best responses that the beams found; \"generated\" is then a "
-                   "list, best first")
-      ->check(CLI::Range(index_t{1}, index_t{1024}))
-      ->needs(beams)
-      ->default_str("");
+  auto* const n_best = command->add_option("--n-best", options->n_best,
+                                           "so many of the best responses that the beams found; "
+                                           "\"generated\" is then a list, best first");
+  n_best->check(CLI::Range(index_t{1}, index_t{1024}))->default_str("");
+  only_with_beams(*command, *n_best);
+  samples->excludes(n_best);
   command->add_flag("--details", options->details,
                     "add \"details\": tokens, their log-probabilities and entropies, and the score "
                     "with --beams");
@@ -175,8 +174,9 @@ void add_generate(CLI::App& app, Common& common) {
   add_common(*command, common);
   command->footer(
       "Unless told otherwise it samples as EmpRL does in training: temperature 0.9,\n"
-      "top-k 20, 5 to 29 tokens. A line that has a whole number as \"seed\" is drawn from\n"
-      "it alone, whatever other lines there are; the others from --seed and their place.\n\n"
+      "top-k 20, 5 to 29 tokens. A line that has a whole number as \"seed\" is drawn\n"
+      "from it alone, whatever other lines there are; the others from --seed and their\n"
+      "place.\n\n"
       "\"details\" are \"ids\" and \"tokens\" (pieces), \"logprobs\" and \"entropies\" of the\n"
       "model's full softmax (natural logarithm, nats), \"logprob\" (the sum), when drawn\n"
       "\"drawn_logprobs\" of what was drawn from, with beams \"token_scores\" and \"score\".\n\n"

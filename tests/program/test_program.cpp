@@ -227,6 +227,8 @@ TEST_CASE("program: contradictory options are exit 2 and write nothing", "[progr
   check_refused(w.run("init --preset tiny --config config.json --tokenizer tok --out m2"), 2,
                 {"--preset", "--config"});
   check_refused(w.run("init --tokenizer tok --out m2"), 2, {"--preset", "--config"});
+  check_refused(w.run(generate + "--output o --greedy --length-penalty 2"), 2,
+                {"--greedy", "--length-penalty"});
   CHECK(!fs::exists(w / "o"));
   CHECK(!fs::exists(w / "m2"));
 }
@@ -525,6 +527,14 @@ TEST_CASE("program: options may come from a file, and the command line wins", "[
   CHECK(read_file(w / "b.jsonl") == read_file(w / "c.jsonl"));
   // What the file says of sampling gives way to --greedy.
   REQUIRE(w.run("generate --config options.json --output d.jsonl --greedy").status == 0);
+
+  w.write("beams.json", R"({"model": "model", "input": "in.jsonl", "output": "beams.jsonl",
+                            "beams": 3, "length-penalty": 2, "n-best": 2})");
+  REQUIRE(w.run("generate --config beams.json").status == 0);
+  CHECK(w.lines("beams.jsonl")[0]["generated"].size() == 2);
+  REQUIRE(w.run("generate --config beams.json --output e.jsonl --greedy").status == 0);
+  REQUIRE(w.run(generate + "--output f.jsonl --greedy").status == 0);
+  CHECK(read_file(w / "e.jsonl") == read_file(w / "f.jsonl"));
 
   w.write("unknown.json", R"({"model": "model", "temprature": 0.7})");
   check_refused(w.run("generate --config unknown.json"), 2,
