@@ -6,10 +6,12 @@
 #include <algorithm>
 #include <cstddef>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
 #include "commands.hpp"
+#include "decoding.hpp"
 #include "emprl/text/batching.hpp"
 #include "emprl/train/interrupt.hpp"
 #include "emprl/train/progress.hpp"
@@ -24,6 +26,7 @@ struct ScoreOptions {
   fs::path model, adapter, input, output;
   index_t batch = 32;
   text::TokenLimits limits;
+  bool details = false;
 };
 
 void score_lines(Common const& common, ScoreOptions const& options) {
@@ -55,11 +58,24 @@ void score_lines(Common const& common, ScoreOptions const& options) {
       if (static_cast<index_t>(tokenizer.encode(response).size()) + 1 > options.limits.response)
         ++cut;
     }
-    std::vector<double> logprob;
-    train::likelihood(dev, generator, pairs, options.batch, &logprob);
+    auto const tokens = static_cast<std::size_t>(pairs.responses.tokens());
+    std::vector<float> logp(tokens), entropy(options.details ? tokens : 0);
+    train::token_logprobs<float>(dev, generator, pairs.contexts.view(), pairs.responses.view(),
+                                 std::span<float>(logp), {}, 1.0F, std::span<float>(entropy));
     for (std::size_t i = begin; i < end; ++i) {
-      lines[i].value["logprob"] = logprob[i - begin];
-      lines[i].value["tokens"] = pairs.responses.row(static_cast<index_t>(i - begin)).size();
+      auto const row = static_cast<index_t>(i - begin);
+      auto const ids = pairs.responses.row(row);
+      auto const numbers = [&](std::vector<float> const& all) {
+        auto const from = all.begin() + pairs.responses.offsets[i - begin];
+        return std::vector<double>(from, from + static_cast<std::ptrdiff_t>(ids.size()));
+      };
+      std::vector<double> const its_logp = numbers(logp);
+      lines[i].value["logprob"] = std::accumulate(its_logp.begin(), its_logp.end(), 0.0);
+      lines[i].value["tokens"] = ids.size();
+      if (options.details) {
+        lines[i].value["details"] =
+            token_details(generator.tokenizer, ids, its_logp, numbers(entropy));
+      }
       output.write(lines[i].value);
     }
     begin = end;
@@ -107,10 +123,13 @@ void add_score(CLI::App& app, Common& common) {
       ->add_option("--max-response", options->limits.response,
                    "tokens of a response that are scored, </s> included")
       ->check(CLI::Range(index_t{1}, index_t{65'536}));
+  command->add_flag("--details", options->details,
+                    "add \"details\": the tokens, their log-probabilities and entropies");
   add_common(*command, common);
   command->footer(
       "\"logprob\" is the natural logarithm of the probability of the response and </s>;\n"
-      "\"tokens\" says how many tokens that are.\n\n"
+      "\"tokens\" says how many tokens that are. \"details\" are \"ids\" and \"tokens\" (pieces),\n"
+      "\"logprobs\", and \"entropies\" (in nats) of the distributions that predict them.\n\n"
       "Examples:\n"
       "  emprl score --model runs/ed/generator --input pairs.jsonl --output out.jsonl\n"
       "  emprl score --model t5 --adapter prefixes --input pairs.jsonl --output -");

@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "emprl/gen/beam_search.hpp"
 #include "support/catch.hpp"
 #include "support/t5_on_device.hpp"
 
@@ -17,6 +18,7 @@ using train::T5Weights;
 
 static_assert(gen::DeviceDecoder<T5Decoder<float, Cuda>>);
 static_assert(gen::DeviceDecoder<T5Decoder<Bf16, Cuda>>);
+static_assert(gen::BeamDecoder<T5Decoder<float, Cuda>>);
 static_assert(!gen::DeviceDecoder<T5Decoder<float, Cpu>>);
 
 namespace {
@@ -75,6 +77,53 @@ TEST_CASE("cuda: generation draws the CPU's tokens, sampled on the host or on th
   }
   // Else nothing was said about rows that leave the batch.
   CHECK(some_end);
+}
+
+TEST_CASE("cuda: beams and samples that share a context are the CPU's", "[cuda][gen]") {
+  auto const model = support::small_t5<float>(4, 2);
+  Ragged const from = contexts();
+  Cpu host(2);
+  T5Decoder<float> on_cpu(host, model);
+  Cuda dev;
+  dev.scratch.poison(true);
+  T5Weights<float, Cuda> const there(dev, model);
+  T5Decoder<float, Cuda> on_gpu(dev, there);
+  SamplingConfig c = config(1.0, 0);
+  c.repetition_penalty = 1.3;
+  gen::BeamConfig const beams{.beams = 3, .n_best = 2};
+  auto const expected = gen::beam_search(on_cpu, from.view(), c, beams);
+  auto const found = gen::beam_search(on_gpu, from.view(), c, beams);
+  REQUIRE(found.size() == expected.size());
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    REQUIRE(found[i].size() == expected[i].size());
+    for (std::size_t k = 0; k < found[i].size(); ++k) {
+      CHECK(found[i][k].tokens == expected[i][k].tokens);
+      // Sums of some 30 log-probabilities over their number, each from float logits of order one.
+      CHECK(found[i][k].score == Approx(expected[i][k].score).epsilon(1e-5));
+    }
+  }
+  std::vector<gen::DrawSite> sites;
+  for (std::uint32_t i = 0; i < 21; ++i) sites.push_back({8, i % 3, i / 3});
+  auto const samples = std::span<gen::DrawSite const>(sites);
+  CHECK(gen::generate_samples(on_gpu, from.view(), 3, c, samples).ids ==
+        gen::generate_samples(on_cpu, from.view(), 3, c, samples).ids);
+}
+
+TEST_CASE("cuda: the GPU's draw refuses what looks at earlier tokens", "[cuda][gen]") {
+  using Catch::Matchers::ContainsSubstring;
+  auto const model = support::small_t5<float>(4);
+  Cuda dev;
+  T5Weights<float, Cuda> const there(dev, model);
+  T5Decoder<float, Cuda> decoder(dev, there);
+  Ragged const from = contexts();
+  SamplingConfig penalised, ngrams;
+  penalised.repetition_penalty = 1.2;
+  ngrams.no_repeat_ngram = 2;
+  for (SamplingConfig const& c : {penalised, ngrams}) {
+    CHECK_THROWS_WITH(gen::generate(dev, decoder, from.view(), c, 1, 0),
+                      ContainsSubstring("repetition_penalty") && ContainsSubstring("GPU"));
+    CHECK_NOTHROW(gen::generate(decoder, from.view(), c, 1, 0));
+  }
 }
 
 TEST_CASE("cuda: generation names the response whose logits are not numbers", "[cuda][gen]") {

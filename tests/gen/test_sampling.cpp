@@ -17,9 +17,27 @@ namespace {
 
 // The definition, step by step, in double, with full sorts.
 std::vector<double> naive_probabilities(std::vector<double> x, SamplingConfig const& config,
-                                        index_t generated) {
+                                        index_t generated,
+                                        std::vector<std::int32_t> const& seen = {}) {
   double const inf = std::numeric_limits<double>::infinity();
   std::size_t const n = x.size();
+  for (std::int32_t const token : std::set<std::int32_t>(seen.begin(), seen.end())) {
+    double& score = x[static_cast<std::size_t>(token)];
+    score *= score < 0 ? config.repetition_penalty : 1.0 / config.repetition_penalty;
+  }
+  auto const gram = static_cast<std::ptrdiff_t>(config.no_repeat_ngram);
+  if (gram > 0) {
+    for (std::size_t v = 0; v < n; ++v) {
+      auto longer = seen;
+      longer.push_back(static_cast<std::int32_t>(v));
+      if (static_cast<std::ptrdiff_t>(longer.size()) < gram) continue;
+      // It is in `seen` already if it is found before the end of `longer`.
+      if (std::search(longer.begin(), longer.end(), longer.end() - gram, longer.end()) !=
+          longer.end() - gram) {
+        x[v] = -inf;
+      }
+    }
+  }
   if (generated + 1 < config.min_new_tokens) x[static_cast<std::size_t>(config.eos)] = -inf;
   for (auto const token : config.barred) x[static_cast<std::size_t>(token)] = -inf;
   for (double& v : x) v /= config.temperature;
@@ -111,37 +129,80 @@ TEMPLATE_TEST_CASE("sampling: every draw is the one of the definition", "[gen][s
 }
 
 TEST_CASE("sampling: frequencies agree with the probabilities", "[gen][sampling][unit]") {
+  // The start token, and a response in which (7, 3) was followed by 9 and by 4.
+  std::vector<std::int32_t> const seen{0, 7, 3, 9, 12, 7, 3, 4, 7, 3};
+  std::vector<SamplingConfig> configs(8);
+  configs[0] = SamplingConfig::emprl();
+  configs[0].top_p = 0.95;
+  configs[1].temperature = 1.7;
+  configs[2].top_k = 6;
+  configs[3].top_p = 0.7;
+  configs[4].repetition_penalty = 1.8;
+  configs[5].repetition_penalty = 0.6;
+  configs[5].top_k = 10;
+  configs[6].temperature = 0.6;
+  configs[6].repetition_penalty = 1.3;
+  configs[6].top_p = 0.9;
+  configs[7].no_repeat_ngram = 3;
+  configs[7].repetition_penalty = 1.2;
+  configs[7].temperature = 1.2;
+  configs[7].top_k = 20;
+  configs[7].top_p = 0.9;
+  configs[7].barred = {2, 30};
   std::vector<double> const x = random_logits(1, 30, 1.5);
   std::vector<float> const logits(x.begin(), x.end());
-  SamplingConfig config = SamplingConfig::emprl();
-  config.top_p = 0.95;
-  std::vector<double> const p = naive_probabilities(x, config, 10);
-  constexpr int draws = 40000;
-  std::vector<int> count(30, 0);
-  gen::SamplerWorkspace<float> workspace;
-  for (std::uint32_t i = 0; i < draws; ++i) {
-    auto const token = gen::sample_token(std::span<float const>(logits), config, 10,
-                                         {42, Stream::sample, 0, i, 0}, workspace);
-    ++count[static_cast<std::size_t>(token)];
-  }
-  double chi_square = 0.0;
-  int cells = 0;
-  for (std::size_t i = 0; i < p.size(); ++i) {
-    if (p[i] == 0.0) {
-      CHECK(count[i] == 0);
-      continue;
+  std::set<std::vector<double>> different;
+  for (std::size_t c = 0; c < configs.size(); ++c) {
+    CAPTURE(c);
+    SamplingConfig const& config = configs[c];
+    auto without = config;
+    std::erase(without.barred, 30);  // outside the vocabulary; the definition does not know it
+    auto const generated = static_cast<index_t>(seen.size()) - 1;
+    std::vector<double> const p = naive_probabilities(x, without, generated, seen);
+    different.insert(p);
+    constexpr int draws = 40000;
+    std::vector<int> count(30, 0);
+    gen::SamplerWorkspace<float> workspace;
+    for (std::uint32_t i = 0; i < draws; ++i) {
+      auto const token = gen::sample_token(
+          std::span<float const>(logits), config, std::span<std::int32_t const>(seen),
+          {42, Stream::sample, static_cast<std::uint32_t>(c), i, 0}, workspace);
+      auto const at = static_cast<std::size_t>(token);
+      ++count[at];
+      if (i >= 100) continue;
+      CHECK(workspace.drawn_weight / workspace.total_weight == Approx(p[at]).epsilon(1e-5));
     }
-    double const expected = p[i] * draws;
-    chi_square += (count[i] - expected) * (count[i] - expected) / expected;
-    ++cells;
+    double chi_square = 0.0;
+    int cells = 0;
+    // Cells in which few draws are expected are taken together: chi-square wants five and more.
+    double rare = 0;
+    int rare_count = 0;
+    for (std::size_t i = 0; i < p.size(); ++i) {
+      if (p[i] == 0.0) {
+        CHECK(count[i] == 0);
+        continue;
+      }
+      double const expected = p[i] * draws;
+      if (expected < 10) {
+        rare += expected;
+        rare_count += count[i];
+        continue;
+      }
+      chi_square += (count[i] - expected) * (count[i] - expected) / expected;
+      ++cells;
+    }
+    if (rare >= 5) {
+      chi_square += (rare_count - rare) * (rare_count - rare) / rare;
+      ++cells;
+    }
+    REQUIRE(cells > 3);
+    // The 99.9 % point of chi-square by Wilson and Hilferty's approximation.
+    double const dof = cells - 1;
+    double const bound =
+        dof * std::pow(1.0 - 2.0 / (9.0 * dof) + 3.09 * std::sqrt(2.0 / (9.0 * dof)), 3);
+    CHECK(chi_square < bound);
   }
-  REQUIRE(cells > 5);
-  REQUIRE(cells <= 20);
-  // The 99.9 % point of chi-square by Wilson and Hilferty's approximation.
-  double const dof = cells - 1;
-  double const bound =
-      dof * std::pow(1.0 - 2.0 / (9.0 * dof) + 3.09 * std::sqrt(2.0 / (9.0 * dof)), 3);
-  CHECK(chi_square < bound);
+  CHECK(different.size() == configs.size());
 }
 
 TEST_CASE("sampling: ties at the k-th place are all kept", "[gen][sampling][unit]") {
@@ -240,6 +301,28 @@ TEST_CASE("sampling: a setting out of range is named", "[gen][sampling][unit]") 
                     ContainsSubstring("top_p"));
   CHECK_THROWS_WITH(broken([](SamplingConfig& c) { c.max_new_tokens = 0; }),
                     ContainsSubstring("max_new_tokens"));
+  CHECK_THROWS_WITH(broken([](SamplingConfig& c) { c.repetition_penalty = 0; }),
+                    ContainsSubstring("repetition_penalty"));
+  CHECK_THROWS_WITH(broken([](SamplingConfig& c) { c.no_repeat_ngram = -1; }),
+                    ContainsSubstring("no_repeat_ngram"));
   CHECK_THROWS_WITH(broken([](SamplingConfig& c) { c.min_new_tokens = 60; }),
                     ContainsSubstring("min_new_tokens"));
+}
+
+TEST_CASE("sampling: what looks at earlier tokens cannot be asked without them",
+          "[gen][sampling][unit]") {
+  std::vector<float> const logits{0.0F, 1.0F, 2.0F};
+  SamplingConfig penalised, ngrams;
+  penalised.repetition_penalty = 1.1;
+  ngrams.no_repeat_ngram = 3;
+  for (SamplingConfig const& config : {penalised, ngrams}) {
+    CHECK_THROWS_AS(gen::sample_token(std::span<float const>(logits), config, 4, {}), ConfigError);
+  }
+  SamplingConfig overflowing;
+  overflowing.repetition_penalty = 1e-40;
+  gen::SamplerWorkspace<float> workspace;
+  std::vector<std::int32_t> const seen{0, 2};
+  CHECK_THROWS_WITH(gen::sample_token(std::span<float const>(logits), overflowing,
+                                      std::span<std::int32_t const>(seen), {}, workspace),
+                    Catch::Matchers::ContainsSubstring("repetition_penalty"));
 }

@@ -182,7 +182,13 @@ TEST_CASE("program: wrong usage is exit 2 and one line that names it", "[program
   check_refused(w.run("--frobnicate"), 2, {"--frobnicate"});
   check_refused(w.run(generate + "--output o --temprature 1"), 2,
                 {"--temprature", "did you mean --temperature?"});
-  check_refused(w.run(generate + "--output o --beams 4"), 2, {"--beams"});
+  check_refused(w.run(generate + "--output o --beams 0"), 2, {"--beams"});
+  check_refused(w.run(generate + "--output o --beams 4 --early-stopping soon"), 2,
+                {"--early-stopping", "soon"});
+  check_refused(w.run(generate + "--output o --beams 4 --length-penalty nan"), 2,
+                {"--length-penalty"});
+  check_refused(w.run(generate + "--output o --repetition-penalty 0"), 2, {"--repetition-penalty"});
+  check_refused(w.run(generate + "--output o --no-repeat-ngram -1"), 2, {"--no-repeat-ngram"});
   check_refused(w.run("generate --frobnicate"), 2, {"--frobnicate"});
   check_refused(w.run("generate --input in.jsonl --output o"), 2, {"--model"});
   check_refused(w.run(generate + "--output o --batch many"), 2, {"--batch"});
@@ -205,11 +211,24 @@ TEST_CASE("program: contradictory options are exit 2 and write nothing", "[progr
                 {"--greedy", "--temperature"});
   check_refused(w.run(generate + "--output o --greedy --top-k 5"), 2, {"--greedy", "--top-k"});
   check_refused(w.run(generate + "--output o --greedy --samples 3"), 2, {"--greedy", "--samples"});
+  for (std::string const other :
+       {"--greedy", "--temperature 0.5", "--top-k 5", "--top-p 0.5", "--samples 2"}) {
+    check_refused(w.run(generate + "--output o --beams 3 " + other), 2,
+                  {"--beams", other.substr(0, other.find(' '))});
+  }
+  for (std::string const of_beams : {"--length-penalty 2", "--early-stopping true", "--n-best 2"}) {
+    check_refused(w.run(generate + "--output o " + of_beams), 2,
+                  {"--beams", of_beams.substr(0, of_beams.find(' '))});
+  }
+  check_refused(w.run(generate + "--output o --beams 3 --n-best 4"), 2,
+                {"--beams 3", "--n-best 4"});
   check_refused(w.run(generate + "--output o --min-tokens 9 --max-tokens 8"), 2,
                 {"--min-tokens", "--max-tokens"});
   check_refused(w.run("init --preset tiny --config config.json --tokenizer tok --out m2"), 2,
                 {"--preset", "--config"});
   check_refused(w.run("init --tokenizer tok --out m2"), 2, {"--preset", "--config"});
+  check_refused(w.run(generate + "--output o --greedy --length-penalty 2"), 2,
+                {"--greedy", "--length-penalty"});
   CHECK(!fs::exists(w / "o"));
   CHECK(!fs::exists(w / "m2"));
 }
@@ -294,6 +313,102 @@ TEST_CASE("program: neither --batch nor --samples changes a sampled response", "
   CHECK(w.lines("d.jsonl")[0]["generated"].is_array());
 }
 
+TEST_CASE("program: beams give the best responses in the order of their scores", "[program]") {
+  auto const& w = workshop();
+  std::string const search = generate + "--beams 4 --length-penalty 0.6 --no-repeat-ngram 2 ";
+  REQUIRE(w.run(search + "--output best.jsonl").status == 0);
+  Outcome const many = w.run(search + "--output n.jsonl --n-best 3 --details --batch 5");
+  INFO(many.err);
+  REQUIRE(many.status == 0);
+  auto const best = w.lines("best.jsonl");
+  auto const lists = w.lines("n.jsonl");
+  for (std::size_t i = 0; i < best.size(); ++i) {
+    REQUIRE(lists[i]["generated"].size() == 3);
+    CHECK(lists[i]["generated"][0] == best[i]["generated"]);
+    double last = 0;
+    for (std::size_t k = 0; k < 3; ++k) {
+      Json const& d = lists[i]["details"][k];
+      double const score = d["score"].get<double>();
+      CHECK((k == 0 || score <= last));
+      last = score;
+      double sum = 0;
+      for (double const x : d["token_scores"]) sum += x;
+      double const length = static_cast<double>(d["ids"].size());
+      CHECK(score == Approx(sum / std::pow(length, 0.6)).epsilon(1e-9));
+    }
+  }
+  // Width one is greedy, and the other settings reach the search.
+  REQUIRE(w.run(generate + "--output one.jsonl --beams 1").status == 0);
+  REQUIRE(w.run(generate + "--output greedy.jsonl --greedy").status == 0);
+  CHECK(read_file(w / "one.jsonl") == read_file(w / "greedy.jsonl"));
+  REQUIRE(w.run(search + "--output short.jsonl --max-tokens 4").status == 0);
+  CHECK(read_file(w / "short.jsonl") != read_file(w / "best.jsonl"));
+}
+
+TEST_CASE("program: --details say what score says of the same tokens", "[program]") {
+  auto const& w = workshop();
+  REQUIRE(w.run(generate + "--output a.jsonl").status == 0);
+  REQUIRE(w.run(generate + "--output b.jsonl --details --temperature 0.9").status == 0);
+  REQUIRE(w.run(generate + "--output greedy.jsonl --details --greedy").status == 0);
+  auto const plain = w.lines("a.jsonl");
+  auto const detailed = w.lines("b.jsonl");
+  for (std::size_t i = 0; i < plain.size(); ++i) {
+    CHECK(plain[i]["generated"] == detailed[i]["generated"]);
+    Json const& d = detailed[i]["details"];
+    std::size_t const n = d["ids"].size();
+    REQUIRE(n >= 5);
+    double sum = 0;
+    for (std::size_t t = 0; t < n; ++t) {
+      CHECK(d["tokens"][t].is_string());
+      CHECK(d["logprobs"][t].get<double>() < 0);
+      // Of 20 tokens at a temperature below 1 a drawn one is likelier than of all.
+      CHECK(d["drawn_logprobs"][t].get<double>() > d["logprobs"][t].get<double>());
+      CHECK(d["entropies"][t].get<double>() > 0);
+      CHECK(d["entropies"][t].get<double>() < std::log(256.0));
+      sum += d["logprobs"][t].get<double>();
+    }
+    CHECK(d["drawn_logprobs"].size() == n);
+    CHECK(d["logprob"].get<double>() == Approx(sum));
+    CHECK(!d.contains("score"));
+  }
+  CHECK(!w.lines("greedy.jsonl")[0]["details"].contains("drawn_logprobs"));
+
+  Outcome const scored =
+      w.run("score --model model --input in.jsonl --output s.jsonl --details --batch 2");
+  INFO(scored.err);
+  REQUIRE(scored.status == 0);
+  for (Json const& line : w.lines("s.jsonl")) {
+    Json const& d = line["details"];
+    auto const n = line["tokens"].get<std::size_t>();
+    CHECK(d["ids"].size() == n);
+    CHECK(d["tokens"].size() == n);
+    CHECK(d["tokens"].back() == "</s>");
+    CHECK(d["entropies"].size() == n);
+    double sum = 0;
+    for (double const x : d["logprobs"]) sum += x;
+    CHECK(line["logprob"].get<double>() == Approx(sum).epsilon(1e-12));
+  }
+}
+
+TEST_CASE("program: a line's own seed is all that its response depends on", "[program]") {
+  auto const& w = workshop();
+  std::string const dog = "{\"context\": \"my dog left town\", \"seed\": ";
+  w.write("seeds.jsonl", dog + "5}\n{\"context\": \"my boss\"}\n" + dog + "6}\n" + dog + "5}\n");
+  w.write("one.jsonl", dog + "5}\n");
+  std::string const flags = " --model model --samples 2 --temperature 2 --top-k 0 --output ";
+  REQUIRE(w.run("generate --input seeds.jsonl" + flags + "a.jsonl --seed 1").status == 0);
+  REQUIRE(w.run("generate --input one.jsonl" + flags + "b.jsonl --seed 2").status == 0);
+  auto const many = w.lines("a.jsonl");
+  CHECK(many[0]["generated"] == w.lines("b.jsonl")[0]["generated"]);
+  CHECK(many[3]["generated"] == many[0]["generated"]);
+  CHECK(many[2]["generated"] != many[0]["generated"]);
+  CHECK(many[0]["generated"][0] != many[0]["generated"][1]);
+  w.write("bad_seed.jsonl", dog + "5}\n" + dog + "-5}\n");
+  check_refused(w.run("generate --input bad_seed.jsonl" + flags + "c.jsonl"), 1,
+                {"bad_seed.jsonl:2", "seed"});
+  CHECK(!fs::exists(w / "c.jsonl"));
+}
+
 TEST_CASE("program: the number of generated tokens keeps to its limits", "[program]") {
   auto const& w = workshop();
   REQUIRE(w.run(generate + "--output a.jsonl --max-tokens 3").status == 0);
@@ -367,6 +482,38 @@ TEST_CASE("program: chat answers every line of a pipe, and /reset forgets", "[pr
                 {"standard input:2", "UTF-8"});
 }
 
+TEST_CASE("program: commands in a chat change how it answers", "[program]") {
+  auto const& w = workshop();
+  auto const say = [&](std::string const& lines, std::string const& flags) {
+    Outcome const outcome = w.shell("printf '" + lines + "' | emprl chat --model model " + flags);
+    INFO(outcome.err);
+    CHECK(outcome.status == 0);
+    return outcome.out;
+  };
+  CHECK(say("/beams 3\\nmy dog\\n", "") == say("my dog\\n", "--beams 3"));
+  CHECK(say("/set --temperature 2 --top-k 0\\nmy dog\\n", "--greedy") ==
+        say("my dog\\n", "--temperature 2 --top-k 0"));
+  CHECK(say("/seed 7\\nmy dog\\n", "") == say("my dog\\n", "--seed 7"));
+  CHECK(say("/sample\\nmy dog\\n", "--beams 2") == say("my dog\\n", ""));
+  CHECK_THAT(say("/help\\n", ""),
+             ContainsSubstring("/temperature 0.7") || ContainsSubstring("--temperature 0.7"));
+  CHECK(say("/max-tokens 3\\n/greedy\\n/repetition-penalty 1.5\\n/settings\\n", "--seed 3") ==
+        "--greedy --min-tokens 3 --max-tokens 3 --repetition-penalty 1.5 --no-repeat-ngram 0 "
+        "--seed 3\n");
+  CHECK(say("/beams 4\\n/length-penalty 2\\n/early-stopping never\\n/settings\\n", "") ==
+        "--beams 4 --length-penalty 2 --early-stopping never --min-tokens 5 --max-tokens 29 "
+        "--repetition-penalty 1 --no-repeat-ngram 0 --seed 42\n");
+  auto const refused = [&](std::string const& line, std::vector<std::string> const& names) {
+    check_refused(w.shell("printf '/greedy\\n" + line + "\\n' | emprl chat --model model"), 1,
+                  names);
+  };
+  refused("/dance", {"standard input:2", "/dance", "/help"});
+  refused("/temperature warm", {"standard input:2", "--temperature"});
+  refused("/length-penalty 2", {"standard input:2", "--length-penalty", "--beams"});
+  refused("/set --temprature 2", {"standard input:2", "did you mean --temperature?"});
+  refused("/seed x", {"standard input:2", "/seed"});
+}
+
 TEST_CASE("program: options may come from a file, and the command line wins", "[program]") {
   auto const& w = workshop();
   w.write("options.json",
@@ -380,6 +527,14 @@ TEST_CASE("program: options may come from a file, and the command line wins", "[
   CHECK(read_file(w / "b.jsonl") == read_file(w / "c.jsonl"));
   // What the file says of sampling gives way to --greedy.
   REQUIRE(w.run("generate --config options.json --output d.jsonl --greedy").status == 0);
+
+  w.write("beams.json", R"({"model": "model", "input": "in.jsonl", "output": "beams.jsonl",
+                            "beams": 3, "length-penalty": 2, "n-best": 2})");
+  REQUIRE(w.run("generate --config beams.json").status == 0);
+  CHECK(w.lines("beams.jsonl")[0]["generated"].size() == 2);
+  REQUIRE(w.run("generate --config beams.json --output e.jsonl --greedy").status == 0);
+  REQUIRE(w.run(generate + "--output f.jsonl --greedy").status == 0);
+  CHECK(read_file(w / "e.jsonl") == read_file(w / "f.jsonl"));
 
   w.write("unknown.json", R"({"model": "model", "temprature": 0.7})");
   check_refused(w.run("generate --config unknown.json"), 2,

@@ -173,3 +173,72 @@ TEST_CASE("cached decoding: rows outside the batch and wrong ids throw", "[t5][d
   CHECK_NOTHROW(step(1, 0));
   CHECK(cache.position == 1);
 }
+
+TEMPLATE_TEST_CASE("cached decoding: copied and exchanged rows go on from what they were",
+                   "[t5][decoder][contract]", float, double) {
+  using T = TestType;
+  Config const c = support::small_config(true);
+  auto const p = random_parameters<T>(c, 1);
+  auto const prefixes = support::random_prefixes<T>(c, 2, 2);
+  Model<T, Cpu> const model(c);
+  Cpu dev(2);
+  dev.scratch.poison(true);
+  auto const contexts = random_rows({5, 1, 9, 0}, c.vocab_size, 3);
+  auto cache = model.start(dev, p.views(), prefixes.views(), contexts.view());
+  auto const* const memory = cache.memory[0].data();
+  index_t const encoded = cache.memory[0].extent(0);
+
+  // What each row has read, and of which context.
+  struct History {
+    index_t context;
+    std::vector<std::int32_t> fed;
+  };
+  std::vector<History> rows{{0, {}}, {1, {}}, {2, {}}, {3, {}}};
+  emprl::RandomSequence random(7, emprl::Stream::corpus);
+  // Before the first step, beyond the cache's first growth at 32, with more rows and with fewer.
+  for (index_t t = 0; t < 40; ++t) {
+    if (t % 3 == 0 || t > 30) {
+      index_t const count = 1 + random.below(9);
+      std::vector<index_t> sources;
+      std::vector<History> next;
+      for (index_t i = 0; i < count; ++i) {
+        sources.push_back(random.below(static_cast<index_t>(rows.size())));
+        next.push_back(rows[static_cast<std::size_t>(sources.back())]);
+      }
+      cache.reorder(dev, sources, c.inner());
+      rows = std::move(next);
+    }
+    std::vector<std::int32_t> ids;
+    std::vector<index_t> all;
+    for (History& row : rows) {
+      ids.push_back(t == 0 ? 0 : static_cast<std::int32_t>(random.below(c.vocab_size)));
+      row.fed.push_back(ids.back());
+      all.push_back(static_cast<index_t>(all.size()));
+    }
+    auto const active = static_cast<index_t>(rows.size());
+    auto y = support::poisoned<T, 2>({active, c.d_model});
+    model.decoder().step(dev, p.views(), prefixes.views(), cache, all, {ids.data(), {active}},
+                         y.view());
+    if (t % 8 != 7 && t < 32) continue;
+    for (index_t a = 0; a < active; ++a) {
+      History const& row = rows[static_cast<std::size_t>(a)];
+      // The decoder reads what it was fed: a response whose tokens come one later.
+      std::vector<std::int32_t> response(row.fed.begin() + 1, row.fed.end());
+      response.push_back(0);
+      Ragged one;
+      one.push_back(response);
+      std::vector<index_t> const context{row.context};
+      auto full = support::poisoned<T, 2>({one.tokens(), c.d_model});
+      model.inference(dev, p.views(), prefixes.views(),
+                      emprl::gather_rows(contexts.view(), context).view(), one.view(), full.view());
+      std::vector<T> const cached(y.view().row(a), y.view().row(a) + c.d_model);
+      std::vector<double> truth(full.view().row(t), full.view().row(t) + c.d_model);
+      support::check_error("hidden state", cached, truth, 0.0, 128);
+    }
+  }
+  // The contexts were neither copied nor moved.
+  CHECK(cache.memory[0].data() == memory);
+  CHECK(cache.memory[0].extent(0) == encoded);
+  std::vector<index_t> const outside{0, static_cast<index_t>(rows.size())};
+  CHECK_THROWS_AS(cache.reorder(dev, outside, c.inner()), emprl::ShapeError);
+}

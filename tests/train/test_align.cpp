@@ -597,6 +597,8 @@ TEST_CASE("align: every setting that moves a number is part of what a run is",
   expect_refused("limits.context", [](S& a) { a.limits.context = 3; });
   expect_refused("sampling.top_k", [](S& a) { a.sampling.top_k = 4; });
   expect_refused("sampling.barred", [](S& a) { a.sampling.barred = {7}; });
+  expect_refused("sampling.repetition_penalty", [](S& a) { a.sampling.repetition_penalty = 1.5; });
+  expect_refused("sampling.no_repeat_ngram", [](S& a) { a.sampling.no_repeat_ngram = 3; });
   expect_refused("reward_name", [](S& a) { a.reward_name = "another"; });
   expect_refused("ppo.mode", [](S& a) { a.ppo.mode = rl::PpoMode::trl_0_9_6; });
   expect_refused("ppo.mini_batch_size", [](S& a) { a.ppo.mini_batch_size = 4; });

@@ -56,4 +56,21 @@ concept Decoder = Scalar<typename M::value_type> && std::movable<typename M::Sta
   { m.step(state, rows, tokens, logits) } -> std::same_as<void>;
 };
 
+/// A Decoder whose rows can be copied: what beam search and several samples of one context ask for.
+///
+/// * `m.reorder(state, sources)`: from now on the batch has sources.size() rows, and row i goes on
+/// from where row sources[i] was: the same context, the same tokens so far. `sources` may name a
+/// row once, several times or never, in any order; before the first step any row, later only rows
+/// of the last step. A row that is not named is gone. The next step may feed all rows.
+///
+/// What belongs to a context alone (its encoding) need not be copied: rows of one context share it.
+///
+/// For the model above, whose state is empty, `void reorder(State&, std::span<index_t const>) {}`.
+/// Models: train::T5Decoder; the hash model of tests/gen/hash_model.hpp.
+template <class M>
+concept BeamDecoder = Decoder<M> &&
+    requires(M& m, typename M::State& state, std::span<index_t const> sources) {
+  { m.reorder(state, sources) } -> std::same_as<void>;
+};
+
 }  // namespace emprl::gen

@@ -33,8 +33,10 @@ concept DeviceDecoder = Decoder<M> && std::same_as<typename M::value_type, float
 /// that has ended stays in the batch until then, and what is drawn for it meanwhile is thrown away.
 /// @param dev         the context whose stream `model` works on
 /// @param look_every  how many tokens are drawn before the host looks at them
-/// @throws ConfigError if the configuration or look_every is out of range, ShapeError if the number
-/// of ids is not the number of contexts, Error if a logit is NaN or +inf, naming the row
+/// @throws ConfigError if the configuration or look_every is out of range, or if the configuration
+/// asks which tokens came before (repetition_penalty, no_repeat_ngram), which the GPU's draw does
+/// not know; ShapeError if the number of ids is not the number of contexts, Error if a logit is NaN
+/// or +inf, naming the row
 /// @throws CudaError
 template <DeviceDecoder M>
 Ragged generate(Cuda& dev, M& model, RaggedView contexts, SamplingConfig const& config,

@@ -542,12 +542,16 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(sample_threads) sample_tokens_kernel(SampleArgu
 /// @param out     (R) each, written
 /// @param logits  (R, V); -inf is a token of probability 0. Barred ids are overwritten with -inf
 /// @param barred  config.barred in device memory
-/// @throws ConfigError if the configuration is out of range, ShapeError if extents disagree
+/// @throws ConfigError if the configuration is out of range or asks which tokens came before,
+/// ShapeError if extents disagree
 inline void sample_tokens(Cuda& dev, SampledTokens const& out, TensorView<float, 2, Cuda> logits,
                           SamplingConfig const& config,
                           TensorView<std::int32_t const, 1, Cuda> barred,
                           SampleSites const& sites) {
   config.validate();
+  expects<ConfigError>(!config.needs_history(),
+                       "repetition_penalty and no_repeat_ngram are not drawn with on the GPU; "
+                       "leave them off, or draw on the host with gen::generate(decoder, ...)");
   index_t const rows = logits.extent(0);
   auto const fits = [&](auto const& x) { return x.empty() || x.extent(0) == rows; };
   expects(out.token.extent(0) == rows && fits(out.logp) && fits(out.lse) && fits(out.entropy) &&

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// One token from one row of logits: temperature, top-k and top-p filters, or the most probable
-// token.
+// One token from one row of logits: penalties and bars, then temperature, top-k and top-p filters,
+// or the most probable token.
 
 #include <algorithm>
 #include <cmath>
@@ -18,6 +18,7 @@
 #include "emprl/core/error.hpp"
 #include "emprl/core/rng.hpp"
 #include "emprl/core/scalar.hpp"
+#include "emprl/gen/processors.hpp"
 
 namespace emprl::gen {
 
@@ -44,6 +45,14 @@ struct SamplingConfig {
   std::int32_t eos = 1;
   /// Tokens that are never drawn (padding, sentinels, ids without a piece). Empty in the original.
   std::vector<std::int32_t> barred;
+  /// Divides the positive logits of tokens that the decoder has seen (the start token among them)
+  /// and multiplies the negative ones: penalise_repetition. 1: off.
+  double repetition_penalty = 1.0;
+  /// No n tokens in a row come twice in a response, the start token before it included. 0: off.
+  index_t no_repeat_ngram = 0;
+
+  /// Whether the next token depends on which tokens came before, besides through the model.
+  bool needs_history() const { return repetition_penalty != 1.0 || no_repeat_ngram > 0; }
 
   /// @throws ConfigError naming the field that is out of range
   void validate() const {
@@ -56,6 +65,9 @@ struct SamplingConfig {
     expects<ConfigError>(min_new_tokens <= max_new_tokens,
                          "min_new_tokens must not exceed max_new_tokens");
     expects<ConfigError>(start >= 0 && eos >= 0, "start and eos must be token ids");
+    expects<ConfigError>(std::isfinite(repetition_penalty) && repetition_penalty > 0.0,
+                         "repetition_penalty must be a finite number above 0; 1 is off");
+    expects<ConfigError>(no_repeat_ngram >= 0, "no_repeat_ngram must be 0 (off) or more");
   }
 
   /// The sampling of EmpRL: temperature 0.9, top-k 20, 5 to 30 decoder tokens counting the start
@@ -72,9 +84,12 @@ struct SamplingConfig {
 };
 
 /// Working memory of sample_token; reused, so that a draw does not allocate once the vocabulary has
-/// been seen.
+/// been seen. What is left in it after a draw: the drawn token had the probability `drawn_weight` /
+/// `total_weight`.
 template <Scalar T>
 struct SamplerWorkspace {
+  double drawn_weight = 1.0;
+  double total_weight = 1.0;
   std::vector<T> logits;
   std::vector<T> largest;
   std::vector<std::int32_t> ids;
@@ -147,40 +162,44 @@ inline double keep_nucleus(std::vector<std::int32_t>& ids, std::vector<double>& 
   return sum;
 }
 
-}  // namespace detail
-
-/// Draws one token.
-///   barred tokens leave; x = logits / temperature; top-k, then top-p; p = softmax(x of the kept);
-///   the draw is the inverse of p's distribution function, tokens in the order of their ids, at
-///   uniform(at).
-/// The temperature cannot change which logits are largest, so the k-th is sought before the
-/// division.
-/// @param logits               one number a token; -inf is a token of probability 0
-/// @param generated_so_far     tokens that the response already has, the start token excluded
-/// @param at                   address of the draw; not used when greedy
-/// @throws Error if a logit is NaN or +inf, or if no token is left
+/// @throws Error if a score is NaN or +inf
 template <Scalar T>
-std::int32_t sample_token(std::span<T const> logits, SamplingConfig const& config,
-                          index_t generated_so_far, RngAddress const& at,
-                          SamplerWorkspace<T>& workspace) {
+void expect_sound(std::span<T const> x) {
+  // An integer sum of comparisons is vectorised; an early exit would not be.
+  std::size_t sound = 0;
+  for (T const value : x) sound += value < std::numeric_limits<T>::infinity() ? 1 : 0;
+  expects<Error>(sound == x.size(), "a logit is NaN or +inf; the model has diverged");
+}
+
+/// The part of transformers' list of processors that a configuration asks for, in its order:
+/// repetition penalty, repeated n-grams, the least length, barred tokens. Only the penalty is not a
+/// bar, and it leaves -inf as it is, so that the order of the rest does not show.
+/// @param seen  read only if config.needs_history()
+template <Scalar T>
+void process_scores(std::span<T> x, SamplingConfig const& config, index_t generated_so_far,
+                    std::span<std::int32_t const> seen, std::vector<T>& scratch) {
+  if (config.repetition_penalty != 1.0) {
+    penalise_repetition(x, seen, config.repetition_penalty, scratch);
+  }
+  if (config.no_repeat_ngram > 0) bar_repeated_ngrams(x, seen, config.no_repeat_ngram);
+  if (generated_so_far + 1 < config.min_new_tokens) bar_token(x, config.eos);
+  for (std::int32_t const token : config.barred) bar_token(x, token);
+}
+
+template <Scalar T>
+std::int32_t sample_processed(std::span<T const> logits, SamplingConfig const& config,
+                              index_t generated_so_far, std::span<std::int32_t const> seen,
+                              RngAddress const& at, SamplerWorkspace<T>& workspace) {
   constexpr T infinity = std::numeric_limits<T>::infinity();
   auto& x = workspace.logits;
   x.assign(logits.begin(), logits.end());
-  // An integer sum of comparisons is vectorised; an early exit would not be.
-  std::size_t sound = 0;
-  for (T const value : x) sound += value < infinity ? 1 : 0;
-  expects<Error>(sound == x.size(), "a logit is NaN or +inf; the model has diverged");
-
-  auto const bar = [&](std::int32_t token) {
-    if (token >= 0 && static_cast<std::size_t>(token) < x.size()) {
-      x[static_cast<std::size_t>(token)] = -infinity;
-    }
-  };
-  if (generated_so_far + 1 < config.min_new_tokens) bar(config.eos);
-  for (std::int32_t const token : config.barred) bar(token);
+  expect_sound(std::span<T const>(x));
+  process_scores(std::span<T>(x), config, generated_so_far, seen, workspace.largest);
 
   auto const best = std::max_element(x.begin(), x.end());
   expects<Error>(best != x.end() && *best > -infinity, "no token is left to draw");
+  expects<Error>(*best < infinity, "a penalised logit is +inf; repetition_penalty is too small");
+  workspace.drawn_weight = workspace.total_weight = 1.0;
   if (config.greedy) return static_cast<std::int32_t>(best - x.begin());
 
   auto const k = static_cast<std::size_t>(config.top_k);
@@ -203,16 +222,52 @@ std::int32_t sample_token(std::span<T const> logits, SamplingConfig const& confi
   if (config.top_p < 1.0) {
     total = detail::keep_nucleus(ids, weights, workspace.order, config.top_p, total);
   }
+  workspace.total_weight = total;
   double left = uniform(at) * total;
   std::int32_t drawn = -1;
   for (std::size_t i = 0; i < ids.size(); ++i) {
     if (weights[i] == 0.0) continue;
     // Remembered even when passed over: rounding may leave a crumb after the last token.
     drawn = ids[i];
+    workspace.drawn_weight = weights[i];
     left -= weights[i];
     if (left < 0.0) break;
   }
   return drawn;
+}
+
+}  // namespace detail
+
+/// Draws one token.
+///   penalties and bars (detail::process_scores); x = logits / temperature; top-k, then top-p;
+///   p = softmax(x of the kept); the draw is the inverse of p's distribution function, tokens in
+///   the order of their ids, at uniform(at).
+/// The temperature cannot change which logits are largest, so the k-th is sought before the
+/// division.
+/// @param logits  one number a token; -inf is a token of probability 0
+/// @param seen    what the decoder has read: the start token, then the tokens of the response
+/// @param at      address of the draw; not used when greedy
+/// @throws Error if a logit is NaN or +inf, or if no token is left
+template <Scalar T>
+std::int32_t sample_token(std::span<T const> logits, SamplingConfig const& config,
+                          std::span<std::int32_t const> seen, RngAddress const& at,
+                          SamplerWorkspace<T>& workspace) {
+  expects(!seen.empty(), "a token is drawn after the start token at the earliest");
+  return detail::sample_processed(logits, config, static_cast<index_t>(seen.size()) - 1, seen, at,
+                                  workspace);
+}
+
+/// As above where only the number of earlier tokens matters.
+/// @param generated_so_far  tokens that the response already has, the start token excluded
+/// @throws ConfigError if the configuration asks which tokens they were
+template <Scalar T>
+std::int32_t sample_token(std::span<T const> logits, SamplingConfig const& config,
+                          index_t generated_so_far, RngAddress const& at,
+                          SamplerWorkspace<T>& workspace) {
+  expects<ConfigError>(!config.needs_history(),
+                       "repetition_penalty and no_repeat_ngram need the tokens drawn so far; give "
+                       "sample_token those, not their number");
+  return detail::sample_processed(logits, config, generated_so_far, {}, at, workspace);
 }
 
 /// As above, with working memory of its own.

@@ -169,6 +169,7 @@ class Decoder {
     KvCache<T, D> cache;
     cache.rows = static_cast<index_t>(memory_offsets.size()) - 1;
     cache.memory_offsets.assign(memory_offsets.begin(), memory_offsets.end());
+    for (index_t b = 0; b < cache.rows; ++b) cache.context.push_back(b);
     for (BlockParams<T, D> const& block : p.decoder.blocks) {
       cache.memory.emplace_back(std::array<index_t, 2>{memory.extent(0), 2 * config_.inner()});
       cross_attention_.project_memory(dev, block.cross_attention, memory,
@@ -200,7 +201,7 @@ class Decoder {
     for (std::size_t a = 0; a < rows.size(); ++a) {
       index_t const row = rows[a];
       expects(row >= 0 && row < cache.rows, "decoding: a row is not in the cached batch");
-      auto const u = static_cast<std::size_t>(row);
+      auto const u = static_cast<std::size_t>(cache.context[static_cast<std::size_t>(row)]);
       index_t* const to = ranges.data() + a;
       to[0] = row * cache.capacity;
       to[rows.size()] = position + 1;

@@ -2,13 +2,20 @@
 #pragma once
 
 // What cached decoding remembers of a batch: per layer the keys and values of the encoder's output
-// (packed, true lengths) and of the tokens decoded so far.
+// (packed, true lengths) and of the tokens decoded so far. Several rows may continue one context,
+// whose keys and values they share.
 
+#include <cstdint>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include "emprl/core/device.hpp"
+#include "emprl/core/error.hpp"
 #include "emprl/core/tensor.hpp"
+#include "emprl/core/transfer.hpp"
 #include "emprl/ops/elementwise.hpp"
+#include "emprl/ops/embedding.hpp"
 
 namespace emprl::t5 {
 
@@ -17,9 +24,12 @@ struct KvCache {
   index_t rows = 0;                     // B
   index_t capacity = 0;                 // positions that fit without growing
   index_t position = 0;                 // tokens decoded so far
-  std::vector<index_t> memory_offsets;  // (B+1)
+  std::vector<index_t> context;         // (B), the context that each row continues
+  std::vector<index_t> memory_offsets;  // (contexts + 1)
   std::vector<Tensor<T, 2, D>> memory;  // per layer (Nk, 2*inner): keys beside values
-  std::vector<Tensor<T, 2, D>> self;    // per layer (B*capacity, 2*inner); row b*capacity + t
+  // Per layer (B*capacity, 2*inner) or more rows; row b*capacity + t.
+  std::vector<Tensor<T, 2, D>> self;
+  Tensor<T, 2, D> spare;  // one more layer's, which reorder gathers into
 
   /// Makes room for at least one more position, doubling so that growth is rare: on a GPU it waits
   /// for the work so far.
@@ -41,6 +51,42 @@ struct KvCache {
     }
     self = std::move(grown);
     capacity = larger;
+  }
+
+  /// Row i becomes a copy of what row sources[i] was; there are sources.size() rows then. Copies
+  /// the tokens decoded so far, of one layer after the other, and of the contexts nothing.
+  /// @param inner  H*Dh
+  /// @throws ShapeError if a source is not a row
+  void reorder(D& dev, std::span<index_t const> sources, index_t inner) {
+    std::vector<index_t> continued(sources.size());
+    bool same = static_cast<index_t>(sources.size()) == rows;
+    for (std::size_t i = 0; i < sources.size(); ++i) {
+      expects(sources[i] >= 0 && sources[i] < rows,
+              "decoding: a row of the new order is not in the cached batch");
+      continued[i] = context[static_cast<std::size_t>(sources[i])];
+      same = same && sources[i] == static_cast<index_t>(i);
+    }
+    if (same) return;
+    auto const count = static_cast<index_t>(sources.size());
+    if (position > 0 && count > 0) {
+      ArenaScope const scope(dev.scratch);
+      std::vector<std::int32_t> const narrow(sources.begin(), sources.end());
+      auto const from = on_device(dev, dev.scratch, std::span<std::int32_t const>(narrow));
+      index_t const width = 2 * inner;
+      // The rows as one matrix: what is decoded of each is the left part of it.
+      auto const decoded = [&](Tensor<T, 2, D> const& x, index_t n) {
+        return TensorView<T, 2, D>(x.data(), {n, position * width}, {capacity * width, 1});
+      };
+      for (Tensor<T, 2, D>& layer : self) {
+        if (spare.extent(0) < count * capacity) {
+          spare = Tensor<T, 2, D>({count * capacity, width});
+        }
+        embedding_forward(dev, decoded(spare, count), decoded(layer, rows), from);
+        std::swap(layer, spare);
+      }
+    }
+    context = std::move(continued);
+    rows = count;
   }
 };
 

@@ -255,7 +255,7 @@ inline io::Json to_json(rl::PpoConfig const& config) {
 /// Every field, as above.
 inline io::Json to_json(gen::SamplingConfig const& config) {
   auto const& [greedy, temperature, top_k, top_p, min_new_tokens, max_new_tokens, start, eos,
-               barred] = config;
+               barred, repetition_penalty, no_repeat_ngram] = config;
   return {{"greedy", greedy},
           {"temperature", exact_number(temperature)},
           {"top_k", top_k},
@@ -264,7 +264,9 @@ inline io::Json to_json(gen::SamplingConfig const& config) {
           {"max_new_tokens", max_new_tokens},
           {"start", start},
           {"eos", eos},
-          {"barred", barred}};
+          {"barred", barred},
+          {"repetition_penalty", exact_number(repetition_penalty)},
+          {"no_repeat_ngram", no_repeat_ngram}};
 }
 
 /// The C++ type, as the compiler spells it.

@@ -72,20 +72,24 @@ void logits_and_logprobs(D& dev, T5Weights<T, D> const& g, In<T, 2, D> hidden,
 /// @param logp         one number a response token, written
 /// @param values       the value head's number for each token; empty if not needed
 /// @param temperature  divides the logits; 1 is the model's own distribution
+/// @param entropy      of the distribution that each token was chosen from, in nats; empty if not
+/// needed
 /// @throws ShapeError if the numbers are not as many as the tokens
 template <Element T, Device D>
 void token_logprobs(D& dev, T5Weights<T, D> const& g, RaggedView contexts, RaggedView responses,
                     std::span<Accumulator<T>> logp, std::span<Accumulator<T>> values = {},
-                    Accumulator<T> temperature = Accumulator<T>(1)) {
+                    Accumulator<T> temperature = Accumulator<T>(1),
+                    std::span<Accumulator<T>> entropy = {}) {
   using S = Accumulator<T>;
   ArenaScope scope(dev.scratch);
   index_t const n = responses.tokens();
-  expects(
-      static_cast<index_t>(logp.size()) == n && (values.empty() || values.size() == logp.size()),
-      "token_logprobs: one number for each response token");
+  auto const fits = [&](auto x) { return x.empty() || x.size() == logp.size(); };
+  expects(static_cast<index_t>(logp.size()) == n && fits(values) && fits(entropy),
+          "token_logprobs: one number for each response token");
   auto hidden = dev.scratch.template allocate<T, 2>({n, g.config().d_model});
   g.model.inference(dev, g.weights.views(), g.prefixes(), contexts, responses, hidden);
-  auto results = dev.scratch.template allocate<S, 2>({values.empty() ? 1 : 2, n});
+  auto results = dev.scratch.template allocate<S, 2>(
+      {1 + (values.empty() ? 0 : 1) + (entropy.empty() ? 0 : 1), n});
   if (!values.empty()) {
     nn::ValueHead<T, D>{}.inference(dev, g.value_head.views(), hidden,
                                     detail::vector_of_row(results, 1));
@@ -99,9 +103,12 @@ void token_logprobs(D& dev, T5Weights<T, D> const& g, RaggedView contexts, Ragge
     detail::logits_and_logprobs<T>(
         dev, g, hidden.rows(begin, begin + rows), targets.rows(begin, begin + rows), temperature,
         logits.rows(0, rows), detail::vector_of_row(results, 0).rows(begin, begin + rows),
-        lse.rows(0, rows));
+        lse.rows(0, rows),
+        entropy.empty()
+            ? TensorView<S, 1, D>{}
+            : detail::vector_of_row(results, results.extent(0) - 1).rows(begin, begin + rows));
   }
-  detail::fetch_rows(dev, results, logp, values);
+  detail::fetch_rows(dev, results, logp, values, entropy);
 }
 
 /// Exact divergence of one model from another at each response token, kl[t] = sum_v p_v (log p_v -
@@ -149,7 +156,7 @@ void token_full_kl(D& dev, T5Weights<T, D> const& policy, T5Weights<T, D> const&
 template <Element T, Device D = Cpu>
 class T5Reference;
 
-/// T5 as a gen::Decoder: cached, one token a row and step.
+/// T5 as a gen::BeamDecoder: cached, one token a row and step.
 template <Element T, Device D = Cpu>
 class T5Decoder {
  public:
@@ -191,12 +198,17 @@ class T5Decoder {
     generator_.model.logits(dev_, generator_.weights.views(), hidden, logits);
   }
 
+  /// Copies what the rows have decoded; the encoded contexts are shared by all rows of one.
+  void reorder(State& state, std::span<index_t const> sources) {
+    state.reorder(dev_, sources, generator_.config().inner());
+  }
+
  private:
   D& dev_;
   T5Weights<T, D> const& generator_;
 };
 
-static_assert(gen::Decoder<T5Decoder<float>>);
+static_assert(gen::BeamDecoder<T5Decoder<float>>);
 
 /// T5 as an rl::Policy: log-probabilities of response tokens and their gradient. No dropout: PPO
 /// compares log-probabilities of the same function.
