@@ -117,8 +117,8 @@ void identify(Common const& common, IdentifyOptions const& options);
 struct LabelOptions {
   fs::path identifiers, input, output;
   std::string split = "train";
-  bool probabilities = false;  ///< written too
   data::ContextOptions context;
+  bool probabilities = false;  ///< written too
 };
 void label(Common const& common, LabelOptions const& options);
 

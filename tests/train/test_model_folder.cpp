@@ -14,6 +14,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "data/real_data.hpp"
 #include "emprl/ops/gemm_cpu.hpp"
 #include "emprl/train/empathy_scorer.hpp"
 #include "io/temporary_folder.hpp"
@@ -525,6 +526,16 @@ TEST_CASE("model folder: tokenizer.json is held against spiece.model",
   put(json);
   REQUIRE(made.load().warnings.size() == 1);
   CHECK_THAT(made.load().warnings[0], ContainsSubstring("<joy>"));
+}
+
+TEST_CASE("model folder: the two forms of T5's own tokenizer are found to agree",
+          "[train][folder][tokenizer]") {
+  auto const folder = emprl::test::real_data("t5_tokenizer");
+  if (folder.empty()) return;
+  std::vector<std::string> warnings;
+  CHECK(train::read_tokenizer({folder}, warnings).pieces() == 32000);
+  CHECK(warnings.empty());
+  CHECK(io::read_fast_tokenizer(folder / "tokenizer.json").pieces.size() == 32100);
 }
 
 TEST_CASE("model folder: an identifier's folder goes both ways too", "[train][folder][unit]") {
