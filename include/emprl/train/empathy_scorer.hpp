@@ -123,17 +123,13 @@ class EmpathyScorer {
     for (data::Mechanism const mechanism : data::all_mechanisms) {
       identifiers_.push_back(
           load_identifier<T>(folder / std::string(data::mechanism_name(mechanism))));
+      auto const& said = identifiers_.back().warnings;
+      warnings_.insert(warnings_.end(), said.begin(), said.end());
     }
   }
 
   /// Of loading: tensors that were not used.
-  std::vector<std::string> warnings() const {
-    std::vector<std::string> all;
-    for (auto const& identifier : identifiers_) {
-      all.insert(all.end(), identifier.warnings.begin(), identifier.warnings.end());
-    }
-    return all;
-  }
+  std::vector<std::string> const& warnings() const { return warnings_; }
 
   /// p[row][mechanism][level] of each response to its context, encoded anew with each identifier's
   /// own tokenizer.
@@ -160,6 +156,7 @@ class EmpathyScorer {
  private:
   Cpu& dev_;
   std::vector<IdentifierModel<T>> identifiers_;
+  std::vector<std::string> warnings_;
 };
 
 }  // namespace emprl::train

@@ -23,8 +23,6 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
-#include <optional>
-#include <set>
 #include <span>
 #include <string>
 #include <system_error>
@@ -36,29 +34,10 @@
 #include "emprl/io/safetensors.hpp"
 #include "emprl/t5/config.hpp"
 #include "emprl/text/tokenizer.hpp"
+#include "emprl/train/parameter_file.hpp"
 #include "emprl/train/t5_weights.hpp"
 
 namespace emprl::train {
-
-namespace detail {
-
-template <class V>
-V json_field(io::Json const& json, char const* name, V fallback, bool required,
-             std::string const& where) {
-  auto const it = json.find(name);
-  if (it == json.end() || it->is_null()) {
-    if (required) throw IoError(where + ": the field \"" + name + "\" is missing.");
-    return fallback;
-  }
-  bool const fits = std::is_same_v<V, bool>       ? it->is_boolean()
-                    : std::is_integral_v<V>       ? it->is_number_integer()
-                    : std::is_floating_point_v<V> ? it->is_number()
-                                                  : it->is_string();
-  if (!fits) throw IoError(where + ": the field \"" + std::string(name) + "\" has the wrong type.");
-  return it->get<V>();
-}
-
-}  // namespace detail
 
 namespace detail {
 
@@ -213,85 +192,6 @@ inline io::Json config_to_json(t5::Config const& c, io::Json const& origin,
     json["scale_decoder_outputs"] = c.tie_word_embeddings;
   }
   return json;
-}
-
-namespace detail {
-
-/// "a, b and 3 more"
-inline std::string some_of(std::vector<std::string> const& names) {
-  constexpr std::size_t most = 8;
-  std::string text;
-  std::size_t const shown = names.size() <= most ? names.size() : most - 1;
-  for (std::size_t i = 0; i < shown; ++i) {
-    bool const last = i + 1 == names.size();
-    text += (i == 0 ? "" : last ? " and " : ", ") + names[i];
-  }
-  if (shown < names.size()) text += " and " + std::to_string(names.size() - shown) + " more";
-  return text;
-}
-
-/// @throws IoError naming the file and all tensors that it lacks, or one of another shape
-template <class File>
-void expect_tensors(File const& file, std::vector<nn::ParameterInfo> const& infos) {
-  std::vector<std::string> missing;
-  for (nn::ParameterInfo const& info : infos) {
-    if (!file.contains(info.name)) missing.push_back(info.name);
-  }
-  if (!missing.empty()) {
-    throw IoError(file.path().string() + " lacks " +
-                  (missing.size() == 1 ? "a tensor" : "tensors") +
-                  " of the model: " + some_of(missing) + ".");
-  }
-  for (nn::ParameterInfo const& info : infos) {
-    auto const& shape = file.info(info.name).shape;
-    if (shape != info.shape) {
-      throw IoError(file.path().string() + " has tensor \"" + info.name + "\" of shape " +
-                    io::shape_text(shape) + " where the configuration gives it shape " +
-                    io::shape_text(info.shape) + ".");
-    }
-  }
-}
-
-}  // namespace detail
-
-/// Reads named parameters from a safetensors file or the weights of a folder, F16 and BF16 widened.
-/// @return the names of tensors that the model has no use for
-/// @throws IoError naming the file and the tensors that are missing, or one of another shape
-template <class File, class P, Scalar T>
-std::vector<std::string> read_parameters(File const& file,
-                                         nn::ParameterStore<P, T, Cpu> const& store) {
-  detail::expect_tensors(file, store.infos());
-  std::set<std::string> used;
-  for (nn::ParameterInfo const& info : store.infos()) {
-    file.copy_to(info.name, store.span(info), std::span<index_t const>(info.shape));
-    used.insert(info.name);
-  }
-  std::vector<std::string> extra;
-  for (std::string const& name : file.names()) {
-    if (used.count(name) == 0) extra.push_back(name);
-  }
-  return extra;
-}
-
-namespace detail {
-
-template <class P, Scalar T>
-std::vector<io::TensorToWrite> tensors_of(nn::ParameterStore<P, T, Cpu> const& store) {
-  std::vector<io::TensorToWrite> tensors;
-  for (nn::ParameterInfo const& info : store.infos()) {
-    tensors.push_back(io::tensor_to_write<T>(info.name, info.shape, store.span(info)));
-  }
-  return tensors;
-}
-
-}  // namespace detail
-
-/// Writes named parameters as one safetensors file, atomically.
-/// @throws IoError if the file cannot be written; what was there before stays
-template <class P, Scalar T>
-void write_parameters(std::filesystem::path const& path,
-                      nn::ParameterStore<P, T, Cpu> const& store) {
-  io::write_safetensors(path, detail::tensors_of(store), {{"format", "pt"}});
 }
 
 /// What a folder says beyond the model itself, to be written as it was read.
