@@ -119,6 +119,7 @@ struct LabelOptions {
   fs::path identifiers, input, output;
   std::string split = "train";
   data::ContextOptions context;
+  bool probabilities = false;  ///< written too
 };
 void label(Common const& common, LabelOptions const& options);
 

@@ -5,8 +5,8 @@
 
 #include <memory>
 #include <string>
-#include <system_error>
 #include <utility>
+#include <vector>
 
 #include "commands.hpp"
 #include "emprl/io/hugging_face.hpp"
@@ -19,14 +19,16 @@ namespace emprl::program {
 
 namespace {
 
-t5::Config chosen_config(InitOptions const& options, index_t tokenizer_size) {
+/// @param fields receives all of --config, where it is given
+t5::Config chosen_config(InitOptions const& options, index_t tokenizer_size, io::Json& fields) {
   if (options.preset.empty() == options.config.empty()) {
     throw ConfigError(
         "one of --preset (tiny, small, base) and --config (a config.json) is needed.");
   }
   if (!options.config.empty()) {
     expect_there(options.config, "--config");
-    return train::config_from_json(io::read_json_file(options.config), options.config.string());
+    fields = io::read_json_file(options.config);
+    return train::config_from_json(fields, options.config.string());
   }
   t5::Config config = t5::Config::preset(options.preset);
   // The embedding is most of a tiny model: it gets as many rows as the tokenizer has ids, in whole
@@ -39,15 +41,16 @@ t5::Config chosen_config(InitOptions const& options, index_t tokenizer_size) {
 
 void init_model(Common const& common, InitOptions const& options) {
   expect_there(options.tokenizer, "--tokenizer");
-  text::SentencePieceTokenizer tokenizer(
-      io::find_spiece_model(io::HuggingFaceFolder{options.tokenizer}));
-  t5::Config const config = chosen_config(options, tokenizer.size());
+  std::vector<std::string> warnings;
+  text::SentencePieceTokenizer tokenizer =
+      train::read_tokenizer(io::HuggingFaceFolder{options.tokenizer}, warnings);
+  for (std::string const& sentence : warnings) warn(sentence);
+  io::Json fields;
+  t5::Config const config = chosen_config(options, tokenizer.size(), fields);
   prepare_output(options.out);
-  train::Generator<float> generator(config, std::move(tokenizer));
+  train::Generator<float> generator(nn::Unset{}, config, std::move(tokenizer));
+  generator.origin = train::read_origin(options.tokenizer, std::move(fields));
   t5::initialise(generator.weights, config, common.seed);
-  // A value head or a prefix of a model that was here before does not belong to this one.
-  std::error_code ignored;
-  fs::remove(options.out / "value_head.safetensors", ignored);
   train::save_generator(options.out, generator);
   write_configuration(options.out, common);
   train::MetricsLog log(options.out);

@@ -12,6 +12,7 @@
 #include "emprl/io/json_lines.hpp"
 #include "emprl/train/empathy_scorer.hpp"
 #include "emprl/train/progress.hpp"
+#include "lines.hpp"
 
 namespace emprl::program {
 
@@ -19,7 +20,16 @@ namespace {
 
 constexpr std::size_t rows_at_once = 256;
 
-/// Calls write(i, levels) for every row, in order.
+/// The probabilities of a response's levels, under the mechanisms' names.
+io::Json probabilities_to_json(empathy::LevelProbabilities const& p) {
+  io::Json json = io::Json::object();
+  for (data::Mechanism const mechanism : data::all_mechanisms) {
+    json[std::string(data::mechanism_name(mechanism))] = p[static_cast<std::size_t>(mechanism)];
+  }
+  return json;
+}
+
+/// Calls write(i, probabilities) for every row, in order.
 template <class Write>
 void label_rows(train::EmpathyScorer<float> const& scorer, std::vector<std::string> const& contexts,
                 std::vector<std::string> const& responses, Write write) {
@@ -28,7 +38,7 @@ void label_rows(train::EmpathyScorer<float> const& scorer, std::vector<std::stri
     std::size_t const n = std::min(rows_at_once, contexts.size() - begin);
     auto const p =
         scorer(std::span(contexts).subspan(begin, n), std::span(responses).subspan(begin, n));
-    for (std::size_t i = 0; i < n; ++i) write(begin + i, empathy::most_probable(p[i]));
+    for (std::size_t i = 0; i < n; ++i) write(begin + i, p[i]);
     progress.advance(static_cast<index_t>(begin + n));
   }
   progress.finish();
@@ -41,6 +51,7 @@ void label(Common const& common, LabelOptions const& o) {
   expect_there(o.input, "--input");
   Cpu dev = common.cpu();
   train::EmpathyScorer<float> const scorer(dev, o.identifiers);
+  for (std::string const& sentence : scorer.warnings()) warn(sentence);
   std::vector<std::string> contexts, responses;
   std::vector<io::Json> lines;
   bool const json_lines = !fs::is_directory(o.input) && o.input.extension() != ".csv";
@@ -68,11 +79,14 @@ void label(Common const& common, LabelOptions const& o) {
   prepare_output(o.output.has_parent_path() ? o.output.parent_path() : fs::path("."));
   io::JsonLinesWriter writer(o.output);
   std::array<std::array<index_t, 3>, 3> counts{};
-  label_rows(scorer, contexts, responses, [&](std::size_t i, data::Levels const& levels) {
+  auto const write = [&](std::size_t i, empathy::LevelProbabilities const& p) {
+    data::Levels const levels = empathy::most_probable(p);
     for (std::size_t k = 0; k < 3; ++k) ++counts[k][static_cast<std::size_t>(levels[k])];
     lines[i]["levels"] = data::levels_to_json(levels);
+    if (o.probabilities) lines[i]["probabilities"] = probabilities_to_json(p);
     writer.write(lines[i]);
-  });
+  };
+  label_rows(scorer, contexts, responses, write);
   writer.commit();
   for (data::Mechanism const mechanism : data::all_mechanisms) {
     auto const& c = counts[static_cast<std::size_t>(mechanism)];
@@ -92,6 +106,8 @@ void add_label(CLI::App& app, Common& common) {
   c->add_option("--split", o->split, "Which part of a folder: train, valid or test")
       ->check(CLI::IsMember({"train", "valid", "test"}))
       ->capture_default_str();
+  c->add_flag("--probabilities", o->probabilities,
+              "Add \"probabilities\", those of the levels 0, 1 and 2, too");
   add_context_options(*c, o->context);
   add_common(*c, common);
   c->footer(

@@ -229,8 +229,11 @@ void run(Common const& common, RunOptions o) {
       fs::path const jsonl = dialogues / (std::string(split) + ".jsonl");
       if (!fs::exists(csv) && !fs::exists(jsonl)) continue;
       fmt::print("{}\n", split);
-      label(common, {o.out / "identifiers", fs::exists(csv) ? csv : jsonl,
-                     labels / (std::string(split) + ".jsonl"), split, o.context});
+      label(common, {.identifiers = o.out / "identifiers",
+                     .input = fs::exists(csv) ? csv : jsonl,
+                     .output = labels / (std::string(split) + ".jsonl"),
+                     .split = split,
+                     .context = o.context});
     }
   });
 

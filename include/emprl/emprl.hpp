@@ -121,6 +121,7 @@
 #include "emprl/train/metrics_log.hpp"
 #include "emprl/train/model_folder.hpp"
 #include "emprl/train/model_rewards.hpp"
+#include "emprl/train/parameter_file.hpp"
 #include "emprl/train/pipe_reward.hpp"
 #include "emprl/train/progress.hpp"
 #include "emprl/train/sequence_loss.hpp"

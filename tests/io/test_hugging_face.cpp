@@ -44,3 +44,55 @@ TEST_CASE("hugging_face: what is missing is named", "[io][hugging_face][bad_inpu
              ContainsSubstring("is a file"));
   CHECK_THROWS_AS(emprl::io::write_config(file, {{"a", 1}}), IoError);
 }
+
+TEST_CASE("hugging_face: pickles are refused with the command that converts them",
+          "[io][hugging_face][bad_input]") {
+  for (char const* const name : {"pytorch_model.bin", "pytorch_model.bin.index.json"}) {
+    TemporaryFolder const folder;
+    folder.put(name, "x");
+    CHECK_THAT(
+        message_of<IoError>([&] { emprl::io::find_weights(HuggingFaceFolder{folder.path()}); }),
+        ContainsSubstring(name) && ContainsSubstring("pickles are refused") &&
+            ContainsSubstring("examples/convert/convert.py --model " + folder.path().string()));
+  }
+}
+
+TEST_CASE("hugging_face: a folder with tokenizer.json alone says where a spiece.model comes from",
+          "[io][hugging_face][bad_input]") {
+  TemporaryFolder const folder;
+  folder.put("tokenizer.json", "{}");
+  CHECK_THAT(
+      message_of<IoError>([&] { emprl::io::find_spiece_model(HuggingFaceFolder{folder.path()}); }),
+      ContainsSubstring("no spiece.model but a tokenizer.json") &&
+          ContainsSubstring("copy the spiece.model") && ContainsSubstring("convert.py"));
+}
+
+TEST_CASE("hugging_face: the vocabulary of a tokenizer.json is read piece by piece",
+          "[io][hugging_face][unit]") {
+  TemporaryFolder const folder;
+  auto const path =
+      folder.put("tokenizer.json",
+                 R"({"model": {"type": "Unigram", "vocab": [["<pad>", 0], ["▁a", -2.5]]},
+          "added_tokens": [{"id": 7, "content": "<x>", "special": true}]})");
+  emprl::io::FastTokenizer const tokenizer = emprl::io::read_fast_tokenizer(path);
+  REQUIRE(tokenizer.pieces.size() == 2);
+  CHECK(tokenizer.pieces[1].text == "▁a");
+  CHECK(tokenizer.pieces[1].score == -2.5);
+  CHECK(tokenizer.added.at(7) == "<x>");
+
+  auto const refuses = [&](char const* text, char const* why) {
+    CAPTURE(text);
+    CHECK_THAT(message_of<IoError>(
+                   [&] { emprl::io::read_fast_tokenizer(folder.put("tokenizer.json", text)); }),
+               ContainsSubstring(path.string()) && ContainsSubstring(why));
+  };
+  refuses("[]", "object was expected");
+  refuses("{}", "no \"model\"");
+  refuses(R"({"model": {"type": "BPE", "vocab": {"a": 0}}})", "\"BPE\"");
+  refuses(R"({"model": {"vocab": {"a": 0}}})", "no list \"vocab\"");
+  refuses(R"({"model": {"vocab": [["a", 0], ["b"]]}})", "entry 1");
+  refuses(R"({"model": {"vocab": [["a", "0"]]}})", "entry 0");
+  refuses(R"({"model": {"vocab": []}, "added_tokens": {}})", "not a list");
+  refuses(R"({"model": {"vocab": []}, "added_tokens": [{"id": "7", "content": "x"}]})",
+          "\"added_tokens\"");
+}

@@ -97,7 +97,10 @@ inline std::span<std::byte const> bytes_of(std::string_view text) {
 }
 
 /// A regular file open for reading at any place. It never maps the file: one that shrinks while it
-/// is being read is an error, not a signal.
+/// is being read is an error, not a signal. Nor would a map be faster or smaller for weights: they
+/// are trained, and lie in memory in an order of the model's, so that their bytes must be copied
+/// out of the map, whose pages then count beside the copy. `read_at` puts them in their place at
+/// once.
 class InputFile {
  public:
   /// @throws IoError if the path is missing, is a folder, or may not be read
@@ -207,13 +210,20 @@ class AtomicFile {
   /// Appends text.
   void write(std::string_view text) { write(bytes_of(text)); }
 
+  /// Flushes what was written to the disk, still under the temporary name: of several files that
+  /// belong together, all are flushed before the first is committed.
+  /// @throws IoError; the old file is then untouched
+  void flush() {
+    if (!final_.empty() && ::fsync(fd_.get()) != 0) detail::fail("write", path_, errno);
+  }
+
   /// Flushes to the disk and renames. @throws IoError; the old file is then untouched
   void commit() {
+    flush();
     if (final_.empty()) {
       if (int const error = fd_.close()) detail::fail("write", path_, error);
       return;
     }
-    if (::fsync(fd_.get()) != 0) detail::fail("write", path_, errno);
     if (int const error = fd_.close()) detail::fail("write", path_, error);
     if (::rename(temporary_.c_str(), final_.c_str()) != 0) detail::fail("write", path_, errno);
     temporary_.clear();

@@ -22,6 +22,7 @@
 #include <initializer_list>
 #include <limits>
 #include <map>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -32,6 +33,7 @@
 
 #include "emprl/core/config.hpp"
 #include "emprl/core/error.hpp"
+#include "emprl/core/half.hpp"
 #include "emprl/io/file.hpp"
 #include "emprl/io/json.hpp"
 #include "emprl/io/utf8.hpp"
@@ -78,24 +80,6 @@ inline bool checked_product(std::uint64_t a, std::uint64_t b, std::uint64_t& out
   return !__builtin_mul_overflow(a, b, &out);
 }
 
-/// IEEE 754 half precision to single, exactly.
-inline float half_to_float(std::uint16_t bits) {
-  std::uint32_t const sign = static_cast<std::uint32_t>(bits >> 15) << 31;
-  std::uint32_t const exponent = (bits >> 10) & 0x1Fu;
-  std::uint32_t const fraction = bits & 0x3FFu;
-  if (exponent == 0) {
-    float const magnitude = static_cast<float>(fraction) * 0x1p-24f;
-    return sign != 0 ? -magnitude : magnitude;
-  }
-  if (exponent == 31) return std::bit_cast<float>(sign | 0x7F800000u | fraction << 13);
-  return std::bit_cast<float>(sign | (exponent + 112) << 23 | fraction << 13);
-}
-
-/// bfloat16 to single, exactly: the upper half of the same bits.
-inline float bfloat16_to_float(std::uint16_t bits) {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
-}
-
 }  // namespace detail
 
 /// The format's name of an element type.
@@ -114,6 +98,10 @@ constexpr DType dtype_of() {
     return DType::f64;
   } else if constexpr (std::is_same_v<T, float>) {
     return DType::f32;
+  } else if constexpr (std::is_same_v<T, Fp16>) {
+    return DType::f16;
+  } else if constexpr (std::is_same_v<T, Bf16>) {
+    return DType::bf16;
   } else if constexpr (std::is_same_v<T, std::int64_t>) {
     return DType::i64;
   } else if constexpr (std::is_same_v<T, std::int32_t>) {
@@ -210,8 +198,16 @@ class SafeTensorsFile {
     return out;
   }
 
-  /// Copies a tensor out. T = float or double takes any of F64, F32, F16 and BF16; other types take
-  /// their own only.
+  /// Fills `out` with a tensor's bytes from byte `begin` of it on, as they lie in the file.
+  /// @throws ShapeError if the tensor ends before that
+  void read_part(TensorInfo const& tensor, std::uint64_t begin, std::span<std::byte> out) const {
+    std::uint64_t const bytes = tensor.end - tensor.begin;
+    expects(begin <= bytes && out.size() <= bytes - begin, "a part of a tensor must lie in it");
+    file_.read_at(tensor.begin + begin, out);
+  }
+
+  /// Copies a tensor out, straight from the file where it is of type T. T = float or double takes
+  /// any of F64, F32, F16 and BF16; other types take their own only.
   /// @param shape what the caller expects; out.size() must be its product
   /// @throws IoError that names the file and the tensor if it is missing or its shape or element
   /// type is another
@@ -241,13 +237,11 @@ class SafeTensorsFile {
         case DType::f32:
           return convert<float>(tensor, out, [](float x) { return static_cast<T>(x); });
         case DType::f16:
-          return convert<std::uint16_t>(tensor, out, [](std::uint16_t x) {
-            return static_cast<T>(detail::half_to_float(x));
-          });
+          return convert<Fp16>(tensor, out,
+                               [](Fp16 x) { return static_cast<T>(static_cast<float>(x)); });
         case DType::bf16:
-          return convert<std::uint16_t>(tensor, out, [](std::uint16_t x) {
-            return static_cast<T>(detail::bfloat16_to_float(x));
-          });
+          return convert<Bf16>(tensor, out,
+                               [](Bf16 x) { return static_cast<T>(static_cast<float>(x)); });
         default:
           break;
       }
@@ -390,6 +384,62 @@ TensorToWrite tensor_to_write(std::string name, std::vector<index_t> shape,
   return {std::move(name), dtype_of<T>(), std::move(shape), std::as_bytes(elements)};
 }
 
+namespace detail {
+
+/// The tensors in the order in which a file holds them: by falling element size, then by name.
+/// @throws ShapeError if a tensor's bytes do not fit its shape, or two have one name
+inline std::vector<TensorToWrite const*> order_of_writing(std::span<TensorToWrite const> tensors) {
+  std::vector<TensorToWrite const*> order;
+  order.reserve(tensors.size());
+  std::set<std::string_view> names;
+  for (auto const& tensor : tensors) {
+    std::uint64_t bytes = dtype_size(tensor.dtype);
+    bool fits = true;
+    for (index_t const extent : tensor.shape) {
+      fits =
+          fits && extent >= 0 && checked_product(bytes, static_cast<std::uint64_t>(extent), bytes);
+    }
+    expects(fits && bytes == tensor.bytes.size(),
+            "tensor \"" + tensor.name + "\" has " + std::to_string(tensor.bytes.size()) +
+                " bytes, which do not fit its shape " + shape_text(tensor.shape));
+    expects(tensor.name != "__metadata__", "no tensor may be called __metadata__");
+    expects(is_valid_utf8(tensor.name), "the name of a tensor must be valid UTF-8");
+    expects(names.insert(tensor.name).second, "two tensors are called \"" + tensor.name + "\"");
+    order.push_back(&tensor);
+  }
+  std::sort(order.begin(), order.end(), [](auto const* a, auto const* b) {
+    std::uint64_t const x = dtype_size(a->dtype);
+    std::uint64_t const y = dtype_size(b->dtype);
+    if (x != y) return x > y;
+    if (a->dtype != b->dtype) return a->dtype < b->dtype;
+    return a->name < b->name;
+  });
+  return order;
+}
+
+/// Writes a whole safetensors file and leaves it to the caller to commit it.
+inline void write_tensors(AtomicFile& file, std::span<TensorToWrite const> tensors,
+                          std::map<std::string, std::string> const& metadata) {
+  auto const order = order_of_writing(tensors);
+  Json header = Json::object();
+  if (!metadata.empty()) header["__metadata__"] = metadata;
+  std::uint64_t at = 0;
+  for (auto const* tensor : order) {
+    header[tensor->name] = {{"dtype", dtype_name(tensor->dtype)},
+                            {"shape", tensor->shape},
+                            {"data_offsets", {at, at + tensor->bytes.size()}}};
+    at += tensor->bytes.size();
+  }
+  std::string text = header.dump(-1, ' ', false, Json::error_handler_t::replace);
+  text.resize((text.size() + 7) / 8 * 8, ' ');
+  std::uint64_t const length = text.size();
+  file.write(std::as_bytes(std::span(&length, 1)));
+  file.write(text);
+  for (auto const* tensor : order) file.write(tensor->bytes);
+}
+
+}  // namespace detail
+
 /// Writes a safetensors file, all or nothing. Tensors lie by falling element size, then by name, so
 /// that each is aligned and the bytes are a function of the contents alone.
 /// @param metadata the `__metadata__` map; transformers wants {"format": "pt"}, which is what is
@@ -400,48 +450,8 @@ inline void write_safetensors(std::filesystem::path const& path,
                               std::span<TensorToWrite const> tensors,
                               std::map<std::string, std::string> const& metadata = {
                                   {"format", "pt"}}) {
-  std::vector<TensorToWrite const*> order;
-  order.reserve(tensors.size());
-  for (auto const& tensor : tensors) {
-    std::uint64_t bytes = dtype_size(tensor.dtype);
-    bool fits = true;
-    for (index_t const extent : tensor.shape) {
-      fits = fits && extent >= 0 &&
-             detail::checked_product(bytes, static_cast<std::uint64_t>(extent), bytes);
-    }
-    expects(fits && bytes == tensor.bytes.size(),
-            "tensor \"" + tensor.name + "\" has " + std::to_string(tensor.bytes.size()) +
-                " bytes, which do not fit its shape " + shape_text(tensor.shape));
-    expects(tensor.name != "__metadata__", "no tensor may be called __metadata__");
-    expects(is_valid_utf8(tensor.name), "the name of a tensor must be valid UTF-8");
-    order.push_back(&tensor);
-  }
-  std::sort(order.begin(), order.end(), [](auto const* a, auto const* b) {
-    std::uint64_t const x = dtype_size(a->dtype);
-    std::uint64_t const y = dtype_size(b->dtype);
-    if (x != y) return x > y;
-    if (a->dtype != b->dtype) return a->dtype < b->dtype;
-    return a->name < b->name;
-  });
-
-  Json header = Json::object();
-  if (!metadata.empty()) header["__metadata__"] = metadata;
-  std::uint64_t at = 0;
-  for (auto const* tensor : order) {
-    expects(!header.contains(tensor->name), "two tensors are called \"" + tensor->name + "\"");
-    header[tensor->name] = {{"dtype", dtype_name(tensor->dtype)},
-                            {"shape", tensor->shape},
-                            {"data_offsets", {at, at + tensor->bytes.size()}}};
-    at += tensor->bytes.size();
-  }
-  std::string text = header.dump(-1, ' ', false, Json::error_handler_t::replace);
-  text.resize((text.size() + 7) / 8 * 8, ' ');
-  std::uint64_t const length = text.size();
-
   AtomicFile file(path);
-  file.write(std::as_bytes(std::span(&length, 1)));
-  file.write(text);
-  for (auto const* tensor : order) file.write(tensor->bytes);
+  detail::write_tensors(file, tensors, metadata);
   file.commit();
 }
 

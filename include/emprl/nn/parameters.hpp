@@ -12,6 +12,7 @@
 #include <array>
 #include <concepts>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "emprl/core/device.hpp"
@@ -29,6 +30,9 @@ struct ParameterInfo {
   index_t size = 0;
 };
 
+/// Says that memory need not be set to zero, for all of it will be written before it is read.
+struct Unset {};
+
 /// The flat memory and the views into it. P is the struct of views; Config is what its `visit`
 /// needs to know the shapes.
 template <class P, Element T, Device D>
@@ -43,11 +47,34 @@ class ParameterStore {
     data_.fill(T(0));
   }
 
+  /// Allocates all parameters in host memory, with what happens to be there: for weights that a
+  /// file gives, which would otherwise go through memory twice.
+  template <class Config>
+  ParameterStore(Unset, Config const& config) requires(std::same_as<D, Cpu>) {
+    lay_out(config);
+  }
+
   /// Allocates all parameters in the device's memory, set to zero in the order of its work.
   template <class Config>
   ParameterStore(D& dev, Config const& config) {
     lay_out(config);
     clear(dev, all());
+  }
+
+  /// The names, shapes and places of all parameters, without memory for them: what a file is held
+  /// to before memory is asked for.
+  /// @throws ShapeError if they are too large together
+  template <class Config>
+  static std::vector<ParameterInfo> layout(Config const& config) {
+    P views;
+    std::vector<ParameterInfo> infos;
+    index_t total = 0;
+    views.visit(config, [&](std::string name, auto&, auto extents) {
+      index_t const size = checked_size(extents, sizeof(T));
+      infos.push_back({std::move(name), {extents.begin(), extents.end()}, total, size});
+      expects(!__builtin_add_overflow(total, size, &total), "the parameters are too large");
+    });
+    return infos;
   }
 
   P const& views() const { return views_; }
@@ -67,13 +94,8 @@ class ParameterStore {
  private:
   template <class Config>
   void lay_out(Config const& config) {
-    index_t total = 0;
-    views_.visit(config, [&](std::string name, auto&, auto extents) {
-      index_t const size = checked_size(extents, sizeof(T));
-      infos_.push_back({std::move(name), {extents.begin(), extents.end()}, total, size});
-      total += size;
-    });
-    data_ = Buffer<T, D>(total);
+    infos_ = layout(config);
+    data_ = Buffer<T, D>(infos_.empty() ? 0 : infos_.back().offset + infos_.back().size);
     std::size_t next = 0;
     views_.visit(config, [&](std::string const&, auto& view, auto extents) {
       view = {data_.data() + infos_[next++].offset, extents};

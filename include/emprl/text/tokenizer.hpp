@@ -171,6 +171,15 @@ class SentencePieceTokenizer {
     return processor_->IdToPiece(id);
   }
 
+  /// The logarithm of a piece's probability, by which texts are cut into pieces; for ids below
+  /// pieces().
+  float score(std::int32_t id) const {
+    expects(id >= 0 && id < pieces_, "there is no such piece");
+    return processor_->GetScore(id);
+  }
+  /// Whether the sentinels are pieces of the sentencepiece model, not ids above them.
+  bool has_sentinel_pieces() const { return first_sentinel_is_piece_; }
+
   /// The serialized model: what belongs in a folder's spiece.model.
   std::string const& serialized() const { return bytes_; }
 

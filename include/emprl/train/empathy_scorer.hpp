@@ -27,10 +27,24 @@ struct IdentifierModel {
   empathy::Identifier<T, Cpu> model;
   empathy::IdentifierParameters<T, Cpu> weights;
   text::SentencePieceTokenizer tokenizer;
+  FolderOrigin origin;                ///< of the folder that it was read from
+  std::vector<std::string> warnings;  ///< of loading: tensors that were not used
 
+  /// All weights zero.
   IdentifierModel(t5::Config const& config, text::SentencePieceTokenizer spiece)
       : model(config), weights(config), tokenizer(std::move(spiece)) {
-    expects<ConfigError>(tokenizer.size() <= config.vocab_size,
+    expect_room();
+  }
+
+  /// With weights that the caller writes before anything reads them.
+  IdentifierModel(nn::Unset unset, t5::Config const& config, text::SentencePieceTokenizer spiece)
+      : model(config), weights(unset, config), tokenizer(std::move(spiece)) {
+    expect_room();
+  }
+
+ private:
+  void expect_room() const {
+    expects<ConfigError>(tokenizer.size() <= model.config().vocab_size,
                          "the tokenizer has more ids than the identifier's vocabulary.");
   }
 };
@@ -39,11 +53,20 @@ struct IdentifierModel {
 template <Scalar T>
 IdentifierModel<T> load_identifier(std::filesystem::path const& path) {
   io::HuggingFaceFolder const folder{path};
-  t5::Config const config = config_from_json(io::read_config(folder), folder.config().string());
-  io::SafeTensorsFile const file(io::find_weights(folder));
-  IdentifierModel<T> identifier(config,
-                                text::SentencePieceTokenizer(io::find_spiece_model(folder)));
-  read_parameters(file, identifier.weights);
+  io::Json json = io::read_config(folder);
+  t5::Config const config = config_from_json(json, folder.config().string());
+  io::FolderWeights const file(folder);
+  std::vector<std::string> warnings = file.warnings();
+  detail::expect_tensors(file, empathy::IdentifierParameters<T, Cpu>::layout(config));
+  IdentifierModel<T> identifier(nn::Unset{}, config, read_tokenizer(folder, warnings));
+  auto const extra = read_parameters(file, identifier.weights);
+  if (!extra.empty()) {
+    warnings.push_back(file.path().string() + ": the identifier has no use for " +
+                       (extra.size() == 1 ? "the tensor " : "the tensors ") +
+                       detail::some_of(extra) + ".");
+  }
+  identifier.origin = read_origin(path, std::move(json));
+  identifier.warnings = std::move(warnings);
   return identifier;
 }
 
@@ -54,11 +77,11 @@ template <Scalar T>
 void save_identifier(std::filesystem::path const& path, IdentifierModel<T> const& identifier) {
   io::ensure_directory(path);
   io::HuggingFaceFolder const folder{path};
-  io::Json config = config_to_json(identifier.model.config());
+  io::Json config = config_to_json(identifier.model.config(), identifier.origin.config);
   config["architectures"] = {"EmpathyIdentifier"};
   io::write_config(folder, config);
-  io::write_file_atomically(folder.tokenizer(), identifier.tokenizer.serialized());
-  write_parameters(folder.weights(), identifier.weights);
+  detail::write_tokenizer(folder, identifier.tokenizer, identifier.origin);
+  io::write_weights(folder, detail::tensors_of(identifier.weights));
 }
 
 /// p[row][level] of one identifier for encoded pairs, `rows_at_once` rows in one pass.
@@ -100,8 +123,13 @@ class EmpathyScorer {
     for (data::Mechanism const mechanism : data::all_mechanisms) {
       identifiers_.push_back(
           load_identifier<T>(folder / std::string(data::mechanism_name(mechanism))));
+      auto const& said = identifiers_.back().warnings;
+      warnings_.insert(warnings_.end(), said.begin(), said.end());
     }
   }
+
+  /// Of loading: tensors that were not used.
+  std::vector<std::string> const& warnings() const { return warnings_; }
 
   /// p[row][mechanism][level] of each response to its context, encoded anew with each identifier's
   /// own tokenizer.
@@ -128,6 +156,7 @@ class EmpathyScorer {
  private:
   Cpu& dev_;
   std::vector<IdentifierModel<T>> identifiers_;
+  std::vector<std::string> warnings_;
 };
 
 }  // namespace emprl::train

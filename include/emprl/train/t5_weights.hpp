@@ -41,6 +41,10 @@ struct T5Weights {
   explicit T5Weights(t5::Config const& config) requires(std::same_as<D, Cpu>)
       : model(config), weights(config) {}
 
+  /// The same with weights that the caller writes before anything reads them.
+  T5Weights(nn::Unset unset, t5::Config const& config) requires(std::same_as<D, Cpu>)
+      : model(config), weights(unset, config) {}
+
   /// A copy of weights, prefix and value head on the device, in the order of its work; rounded
   /// where T is a 16-bit format. It does not follow later changes of `host`.
   T5Weights(D& dev, T5Weights<Accumulator<T>, Cpu> const& host)
