@@ -2,11 +2,10 @@
 #pragma once
 
 // A T5 as it lies in a folder: config.json, model.safetensors and spiece.model, in Hugging Face's
-// layout; beside them a value head where there is one. Prefixes lie in a folder of their own.
+// layout; beside them a value head where there is one. Adapters lie in a folder of their own.
 
 #include <algorithm>
 #include <filesystem>
-#include <map>
 #include <optional>
 #include <string>
 #include <utility>
@@ -17,29 +16,11 @@
 #include "emprl/io/safetensors.hpp"
 #include "emprl/t5/config.hpp"
 #include "emprl/text/tokenizer.hpp"
+#include "emprl/train/adapter_folder.hpp"
+#include "emprl/train/parameter_file.hpp"
 #include "emprl/train/t5_weights.hpp"
 
 namespace emprl::train {
-
-namespace detail {
-
-template <class V>
-V json_field(io::Json const& json, char const* name, V fallback, bool required,
-             std::string const& where) {
-  auto const it = json.find(name);
-  if (it == json.end() || it->is_null()) {
-    if (required) throw IoError(where + ": the field \"" + name + "\" is missing.");
-    return fallback;
-  }
-  bool const fits = std::is_same_v<V, bool>       ? it->is_boolean()
-                    : std::is_integral_v<V>       ? it->is_number_integer()
-                    : std::is_floating_point_v<V> ? it->is_number()
-                                                  : it->is_string();
-  if (!fits) throw IoError(where + ": the field \"" + std::string(name) + "\" has the wrong type.");
-  return it->get<V>();
-}
-
-}  // namespace detail
 
 /// The configuration in a config.json of Hugging Face's T5.
 /// @throws IoError naming the file and the field that is missing, of the wrong type, or not
@@ -117,40 +98,6 @@ inline io::Json config_to_json(t5::Config const& c) {
           {"torch_dtype", "float32"}};
 }
 
-/// Reads named parameters from a safetensors file, F16 and BF16 widened. Tensors of the file that
-/// the model has no use for are returned by name, for a warning.
-/// @throws IoError naming the file and the tensor that is missing or has another shape
-template <class P, Scalar T>
-std::vector<std::string> read_parameters(io::SafeTensorsFile const& file,
-                                         nn::ParameterStore<P, T, Cpu> const& store) {
-  std::map<std::string, bool> used;
-  for (nn::ParameterInfo const& info : store.infos()) {
-    file.copy_to(info.name, store.span(info), std::span<index_t const>(info.shape));
-    used[info.name] = true;
-  }
-  std::vector<std::string> extra;
-  for (std::string const& name : file.names()) {
-    // Old T5 files repeat the shared embedding under the names of its users.
-    bool const repeated = used.count("shared.weight") != 0 &&
-                          (name == "encoder.embed_tokens.weight" ||
-                           name == "decoder.embed_tokens.weight" || name == "lm_head.weight");
-    if (used.count(name) == 0 && !repeated) extra.push_back(name);
-  }
-  return extra;
-}
-
-/// Writes named parameters as one safetensors file, atomically.
-/// @throws IoError if the file cannot be written; what was there before stays
-template <class P, Scalar T>
-void write_parameters(std::filesystem::path const& path,
-                      nn::ParameterStore<P, T, Cpu> const& store) {
-  std::vector<io::TensorToWrite> tensors;
-  for (nn::ParameterInfo const& info : store.infos()) {
-    tensors.push_back(io::tensor_to_write<T>(info.name, info.shape, store.span(info)));
-  }
-  io::write_safetensors(path, tensors, {{"format", "pt"}});
-}
-
 /// A T5 on the CPU with all that it needs to work on text. Move-only.
 template <Scalar T>
 struct Generator : T5Weights<T, Cpu> {
@@ -170,13 +117,18 @@ struct Generator : T5Weights<T, Cpu> {
                              std::to_string(model_config.vocab_size) + ".");
   }
 
-  /// A second model with the same weights, prefix and value head.
+  /// A second model with the same weights, adapter and value head.
   Generator clone() const {
     Generator copy(config(), text::SentencePieceTokenizer(tokenizer.serialized(), "spiece.model"));
     std::copy_n(weights.span().begin(), weights.size(), copy.weights.span().begin());
     if (prefix.size() > 0) {
       copy.prefix = PrefixParameters<T>(prefix_shape());
       std::copy_n(prefix.span().begin(), prefix.size(), copy.prefix.span().begin());
+    }
+    if (this->lora().size() > 0) {
+      t5::LoraParameters<T, Cpu> matrices(this->lora_shape());
+      std::copy_n(this->lora().span().begin(), matrices.size(), matrices.span().begin());
+      copy.attach_lora(this->lora_shape(), std::move(matrices));
     }
     if (value_head.size() > 0) {
       copy.value_head = ValueHeadParameters<T>(config().d_model);
@@ -200,7 +152,7 @@ gen::SamplingConfig barred_beyond_tokenizer(gen::SamplingConfig config,
   return config;
 }
 
-/// Reads a model folder, and an adapter folder if one is named.
+/// Reads a model folder, and an adapter folder of either kind if one is named.
 /// @throws IoError naming the file, and the field or tensor in it, that is missing or wrong
 template <Scalar T>
 Generator<T> load_generator(std::filesystem::path const& path,
@@ -222,12 +174,12 @@ Generator<T> load_generator(std::filesystem::path const& path,
     generator.value_head = ValueHeadParameters<T>(config.d_model);
     read_parameters(io::SafeTensorsFile(head), generator.value_head);
   }
-  if (!adapter.empty()) load_prefix(adapter, generator);
+  if (!adapter.empty()) load_adapter(adapter, generator);
   return generator;
 }
 
 /// Writes a model folder: configuration, tokenizer, weights, and the value head if there is one.
-/// Prefixes are not part of it.
+/// Adapters are not part of it (adapter_folder.hpp).
 /// @throws IoError if a file cannot be written
 template <Scalar T>
 void save_generator(std::filesystem::path const& path, Generator<T> const& generator) {
@@ -239,39 +191,6 @@ void save_generator(std::filesystem::path const& path, Generator<T> const& gener
     write_parameters(path / "value_head.safetensors", generator.value_head);
   }
   write_parameters(folder.weights(), generator.weights);
-}
-
-/// Reads prefixes that save_prefix wrote.
-/// @throws IoError if they do not belong to a model of this shape
-template <Scalar T>
-void load_prefix(std::filesystem::path const& path, Generator<T>& generator) {
-  auto const where = path / "adapter_config.json";
-  io::Json const json = io::read_json_file(where);
-  std::string const type =
-      detail::json_field<std::string>(json, "adapter_type", "", true, where.string());
-  if (type != "prefix") {
-    throw IoError(where.string() + ": adapter_type is \"" + type +
-                  "\"; only \"prefix\" is understood.");
-  }
-  auto const length = detail::json_field<index_t>(json, "length", 0, true, where.string());
-  if (length < 0 || length > 4096) {
-    throw IoError(where.string() + ": a prefix of " + std::to_string(length) +
-                  " positions is not plausible.");
-  }
-  generator.prefix =
-      PrefixParameters<T>(typename t5::Prefixes<T, Cpu>::Shape{generator.config(), length});
-  read_parameters(io::SafeTensorsFile(path / "adapter.safetensors"), generator.prefix);
-}
-
-/// Writes the prefixes alone: adapter.safetensors holds prefix.encoder, prefix.decoder and
-/// prefix.cross, each (length, layers * 2 * inner): key and value of layer 0, of layer 1, ...
-/// @throws IoError if a file cannot be written
-template <Scalar T>
-void save_prefix(std::filesystem::path const& path, Generator<T> const& generator) {
-  io::ensure_directory(path);
-  write_parameters(path / "adapter.safetensors", generator.prefix);
-  io::write_json_file(path / "adapter_config.json",
-                      {{"adapter_type", "prefix"}, {"length", generator.prefix_shape().length}});
 }
 
 }  // namespace emprl::train
