@@ -272,6 +272,8 @@ TEST_CASE("adapter folder: what is no plain LoRA of this model is refused by fie
   says("r", nullptr, "\"r\" is missing");
   says("r", 3, "has rank 2 where");
   says("rank_pattern", Json({{"q", 5}}), "has rank 2 where");
+  says("rank_pattern", Json({{"q", 1e300}}), "has rank 2 where");
+  says("rank_pattern", Json({{std::string(1000, '.'), 5}}), "rank_pattern");
   says("alpha_pattern", Json({{"(q|v)", 5}}), "(q|v)");
   says("alpha_pattern", Json::array({1}), "alpha_pattern");
   says("target_modules", Json({"q"}), "does not name");

@@ -25,6 +25,7 @@
 #include <bitset>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <map>
 #include <set>
@@ -182,10 +183,10 @@ class PatternNumbers {
   PatternNumbers(io::Json const& json, char const* field, std::string const& where) {
     auto const it = json.find(field);
     if (it == json.end() || it->is_null()) return;
-    expects<IoError>(it->is_object() && it->size() <= 65536,
+    expects<IoError>(it->is_object() && it->size() <= 4096,
                      where + ": the field \"" + field + "\" must be an object of numbers.");
     for (auto const& [key, value] : it->items()) {
-      expects<IoError>(value.is_number() && key.size() <= 1024,
+      expects<IoError>(value.is_number() && key.size() <= 256,
                        where + ": the field \"" + field + "\" must be an object of numbers.");
       keys_.emplace_back(ModulePattern(key, where), value.template get<double>());
     }
@@ -340,7 +341,7 @@ inline t5::LoraShape read_lora_shape(t5::Config const& model, io::Json const& js
     if (static_cast<double>(module.rank) != expected) {
       throw IoError(tensors + ": lora_A of " + module.name + " has rank " +
                     std::to_string(module.rank) + " where " + where + " says " +
-                    std::to_string(static_cast<index_t>(expected)) + ".");
+                    std::to_string(static_cast<index_t>(std::clamp(expected, -1e15, 1e15))) + ".");
     }
     module.alpha = alphas.of(module.name, alpha);
     expects<IoError>(std::isfinite(module.alpha), where + ": the alpha of LoRA must be finite.");
@@ -358,8 +359,8 @@ inline t5::LoraShape read_lora_shape(t5::Config const& model, io::Json const& js
 /// What PEFT reads: the fields that all its versions know.
 inline io::Json lora_config_to_json(t5::LoraShape const& shape, std::string const& base) {
   auto const number = [](double x) {
-    auto const whole = static_cast<std::int64_t>(x);
-    return static_cast<double>(whole) == x ? io::Json(whole) : io::Json(x);
+    bool const whole = std::abs(x) < 1e15 && std::floor(x) == x;
+    return whole ? io::Json(static_cast<std::int64_t>(x)) : io::Json(x);
   };
   auto const last_part = [](std::string const& name) { return name.substr(name.rfind('.') + 1); };
   t5::LoraModule const first = shape.modules.empty() ? t5::LoraModule{} : shape.modules.front();
