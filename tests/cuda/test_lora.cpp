@@ -72,7 +72,7 @@ Outcome<Accumulator<T>> run(D& dev) {
                                on_device(dev, dev.saved, std::span<std::int32_t const>(ids)), y);
     std::vector<T> values(static_cast<std::size_t>(y.size()));
     copy(dev, std::span<T>(values), y);
-    o.hidden.insert(o.hidden.end(), values.begin(), values.end());
+    for (T const x : values) o.hidden.push_back(static_cast<S>(x));
   }
   train::merge_lora(dev, model);
   o.merged_loss = train::sequence_loss(dev, model, from.view(), to.view(), {}, {}, DropoutSites());

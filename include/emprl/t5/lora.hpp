@@ -9,6 +9,7 @@
 // adapter's gradients attached to them are all that backward passes then write.
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <span>
