@@ -68,8 +68,8 @@ void add_merge(CLI::App& app, Common& common) {
       ->type_name("DIR");
   add_common(*command, common);
   command->footer(
-      "The merged model gives what model and adapter give together, but for rounding, and\n"
-      "is as fast as the model alone.\n\n"
+      "The merged model gives what model and adapter give together, but for rounding,\n"
+      "and is as fast as the model alone.\n\n"
       "Example:\n"
       "  emprl merge --model t5-base --adapter runs/lora --out runs/merged");
   command->callback([options, &common] { merge(common, *options); });
