@@ -55,6 +55,7 @@ empathy::MechanismMask mask_of(std::vector<std::string> const& names) {
 
 void align(Common const& common, AlignOptions const& o) {
   expect_there(o.model, "--model");
+  if (!o.adapter.empty()) expect_there(o.adapter, "--adapter");
   bool const by_program = !o.reward_command.empty();
   if (!by_program) expect_there(o.identifiers, "--identifiers");
   expect_there(o.data, "--data");
@@ -112,7 +113,9 @@ void align(Common const& common, AlignOptions const& o) {
                                                         empathy::reward_variant_of(o.reward)));
 
   train::save_generator(o.out, generator);
-  if (generator.prefix.size() > 0) train::save_prefix(o.out / "adapter", generator);
+  if (train::has_adapter(generator)) {
+    train::save_adapter(o.out / "adapter", generator, o.model.string());
+  }
   train::CheckpointSeries(settings.checkpoint).discard();
   fmt::print("{} steps of PPO; written to {}\n", steps, o.out.string());
 }
@@ -123,7 +126,8 @@ void add_align(CLI::App& app, Common& common) {
       app.add_subcommand("align", "Align a generator by PPO with the empathy reward");
   c->add_option("--model", o->model, "Model folder: the policy and its frozen reference")
       ->required();
-  c->add_option("--adapter", o->adapter, "Prefix folder; then the prefix alone is trained");
+  c->add_option("--adapter", o->adapter,
+                "Folder of a prefix or a LoRA, which alone is then trained");
   auto* const identifiers =
       c->add_option("--identifiers", o->identifiers, "Folder with er/, ip/ and ex/");
   auto* const command = c->add_option(

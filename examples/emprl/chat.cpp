@@ -184,7 +184,7 @@ void add_chat(CLI::App& app, Common& common) {
   auto* const command = app.add_subcommand("chat", "Talk to a model in the terminal.");
   auto const options = std::make_shared<ChatOptions>();
   command->add_option("--model", options->model, "a T5 folder")->required()->type_name("DIR");
-  command->add_option("--adapter", options->adapter, "a folder of trained prefixes")
+  command->add_option("--adapter", options->adapter, "a folder of an adapter: prefixes or a LoRA")
       ->type_name("DIR");
   add_decoding_options(*command, options->decoding);
   add_context_options(*command, options->context);

@@ -58,6 +58,7 @@ void add_generate(CLI::App& app, Common& common);
 void add_score(CLI::App& app, Common& common);
 void add_evaluate(CLI::App& app, Common& common);
 void add_chat(CLI::App& app, Common& common);
+void add_merge(CLI::App& app, Common& common);
 void add_run(CLI::App& app, Common& common);
 
 /// How contexts are built of conversations.
@@ -93,12 +94,17 @@ struct FinetuneOptions {
   index_t warmup = 0;
   double dropout = 0.1;
   index_t prefix_length = 20;
+  index_t prefix_hidden = 512;
+  index_t lora_rank = 8;
+  double lora_alpha = 16;
+  double lora_dropout = 0.1;
+  std::vector<std::string> lora_targets{"q", "v"};
   index_t save_every = 0;
   index_t patience = 0;
   bool log_batches = false;  ///< write which pairs each step uses
   data::ContextOptions context;
 };
-/// Trains, keeps the best epoch, writes the model (or, for prefixes, the adapter) to `out`.
+/// Trains, keeps the best epoch, writes the model (or the adapter alone) to `out`.
 void finetune(Common const& common, FinetuneOptions const& options);
 
 struct IdentifyOptions {

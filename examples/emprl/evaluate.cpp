@@ -363,7 +363,7 @@ void add_evaluate(CLI::App& app, Common& common) {
   auto* const responses = c->add_option("--responses", o->options.responses,
                                         "JSON lines with \"generated\", one a pair of --data");
   models->excludes(responses);
-  c->add_option("--adapter", o->adapter, "Prefix folder of the last model");
+  c->add_option("--adapter", o->adapter, "Folder of a prefix or a LoRA of the last model");
   c->add_option("--identifiers", o->options.identifiers, "Folder with er/, ip/ and ex/")
       ->required();
   c->add_option("--data", o->options.data,

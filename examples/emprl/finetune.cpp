@@ -56,9 +56,16 @@ void finetune(Common const& common, FinetuneOptions const& o) {
   expect_there(o.train, "--train");
   if (!o.valid.empty()) expect_there(o.valid, "--valid");
   train::Tuning const tuning = train::tuning_of(o.tuning);
+  t5::LoraConfig lora;
+  lora.rank = o.lora_rank;
+  lora.alpha = o.lora_alpha;
+  lora.dropout = o.lora_dropout;
+  lora.targets = o.lora_targets;
   Cpu dev = common.cpu();
   train::Generator<float> generator = train::load_generator<float>(o.model);
   for (std::string const& warning : generator.warnings) fmt::print(stderr, "{}\n", warning);
+  // A target that is none is wrong usage, before anything is written.
+  if (tuning == train::Tuning::lora) t5::lora_shape(generator.config(), lora);
   auto const [train_pairs, valid_pairs] = load_train_and_valid(common, o);
   prepare_output(o.out);
   write_configuration(o.out, common);
@@ -74,7 +81,9 @@ void finetune(Common const& common, FinetuneOptions const& o) {
                                   {.tuning = tuning,
                                    .dropout = o.dropout,
                                    .seed = common.seed,
-                                   .prefix_length = o.prefix_length});
+                                   .prefix_length = o.prefix_length,
+                                   .prefix_hidden = o.prefix_hidden,
+                                   .lora = lora});
   train::FitOptions fit;
   fit.phase = "finetune";
   fit.epochs = o.epochs;
@@ -90,10 +99,10 @@ void finetune(Common const& common, FinetuneOptions const& o) {
   train::MetricsLog log(o.out);
   train::FitResult const result = train::fit(dev, task, fit, &log);
 
-  if (tuning == train::Tuning::prefix) {
-    train::save_prefix(o.out, generator);
-  } else {
+  if (tuning == train::Tuning::full) {
     train::save_generator(o.out, generator);
+  } else {
+    train::save_adapter(o.out, generator, o.model.string());
   }
   io::Json epochs = io::Json::array();
   for (train::EpochResult const& e : result.epochs) {
@@ -118,8 +127,8 @@ void add_finetune(CLI::App& app, Common& common) {
   c->add_option("--valid", o->valid,
                 "Validation dialogues [the folder's own, or a tenth held out]");
   c->add_option("--out", o->out, "Folder to write")->required();
-  c->add_option("--tuning", o->tuning, "What is trained: full or prefix")
-      ->check(CLI::IsMember({"full", "prefix"}))
+  c->add_option("--tuning", o->tuning, "What is trained: full, or an adapter alone: prefix or lora")
+      ->check(CLI::IsMember({"full", "prefix", "lora"}))
       ->capture_default_str();
   c->add_option("--epochs", o->epochs, "Passes over the data")
       ->check(CLI::PositiveNumber)
@@ -139,6 +148,24 @@ void add_finetune(CLI::App& app, Common& common) {
   c->add_option("--prefix-length", o->prefix_length, "Positions of a prefix")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  c->add_option("--prefix-hidden", o->prefix_hidden,
+                "Width of the network that makes the prefix while it is trained")
+      ->check(CLI::Range(index_t{1}, index_t{65'536}))
+      ->capture_default_str();
+  c->add_option("--lora-rank", o->lora_rank, "Rank of LoRA's products")
+      ->check(CLI::Range(index_t{1}, index_t{65'536}))
+      ->capture_default_str();
+  c->add_option("--lora-alpha", o->lora_alpha, "They are scaled by alpha / rank")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  c->add_option("--lora-dropout", o->lora_dropout, "Dropout of their inputs")
+      ->check(CLI::Range(0.0, 0.9))
+      ->capture_default_str();
+  c->add_option("--lora-targets", o->lora_targets,
+                "Projections that have one, by the ends of their names: q, k, v, o, wi (or wi_0, "
+                "wi_1), wo; EncDecAttention.v and so on; all-linear")
+      ->delimiter(',')
+      ->capture_default_str();
   c->add_option("--patience", o->patience, "Stop after so many epochs without gain; 0: never")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
@@ -153,7 +180,9 @@ void add_finetune(CLI::App& app, Common& common) {
       "  emprl finetune --model t5-base --train data/empathetic_dialogues \\\n"
       "    --out runs/generator --tuning full --epochs 3 --batch 8 --lr 1e-4\n"
       "  emprl finetune --model t5-base --train pairs.jsonl --out runs/prefix \\\n"
-      "    --tuning prefix --prefix-length 20 --lr 1e-3");
+      "    --tuning prefix --prefix-length 20 --lr 1e-3\n"
+      "  emprl finetune --model t5-base --train pairs.jsonl --out runs/lora \\\n"
+      "    --tuning lora --lora-rank 8 --lora-targets q,v,wo --lr 1e-3");
   c->callback([o, &common] { finetune(common, *o); });
 }
 

@@ -137,7 +137,7 @@ void add_generate(CLI::App& app, Common& common) {
   auto* const command = app.add_subcommand("generate", "Generate responses for contexts.");
   auto const options = std::make_shared<GenerateOptions>();
   command->add_option("--model", options->model, "a T5 folder")->required()->type_name("DIR");
-  command->add_option("--adapter", options->adapter, "a folder of trained prefixes")
+  command->add_option("--adapter", options->adapter, "a folder of an adapter: prefixes or a LoRA")
       ->type_name("DIR");
   command
       ->add_option("--input", options->input, "JSON lines with \"context\"; - for standard input")

@@ -234,7 +234,7 @@ int run(Words const& words) {
   Common common;
   common.command_line = quoted(words);
   for (auto const add : {add_run, add_tokenizer, add_init, add_finetune, add_identify, add_label,
-                         add_align, add_generate, add_score, add_evaluate, add_chat}) {
+                         add_align, add_generate, add_score, add_evaluate, add_chat, add_merge}) {
     add(app, common);
   }
 

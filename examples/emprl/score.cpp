@@ -101,7 +101,7 @@ void add_score(CLI::App& app, Common& common) {
   auto* const command = app.add_subcommand("score", "Log-probabilities of given responses.");
   auto const options = std::make_shared<ScoreOptions>();
   command->add_option("--model", options->model, "a T5 folder")->required()->type_name("DIR");
-  command->add_option("--adapter", options->adapter, "a folder of trained prefixes")
+  command->add_option("--adapter", options->adapter, "a folder of an adapter: prefixes or a LoRA")
       ->type_name("DIR");
   command
       ->add_option("--input", options->input,
@@ -132,7 +132,7 @@ void add_score(CLI::App& app, Common& common) {
       "\"logprobs\", and \"entropies\" (in nats) of the distributions that predict them.\n\n"
       "Examples:\n"
       "  emprl score --model runs/ed/generator --input pairs.jsonl --output out.jsonl\n"
-      "  emprl score --model t5 --adapter prefixes --input pairs.jsonl --output -");
+      "  emprl score --model t5 --adapter adapter --input pairs.jsonl --output -");
   command->callback([options, &common] { score_lines(common, *options); });
 }
 

@@ -154,8 +154,9 @@ std::string const generate = "generate --model model --input in.jsonl ";
 
 TEST_CASE("program: every command has a help of at most 80 columns with examples", "[program]") {
   auto const& w = workshop();
-  std::vector<std::string> commands{"",      "run",   "tokenizer", "init",  "finetune", "identify",
-                                    "label", "align", "generate",  "score", "evaluate", "chat"};
+  std::vector<std::string> commands{"",         "run",   "tokenizer", "init",     "finetune",
+                                    "identify", "label", "align",     "generate", "score",
+                                    "evaluate", "chat",  "merge"};
   for (std::string const& command : commands) {
     Outcome const outcome = w.run(command + " --help");
     INFO(command << "\n" << outcome.out << outcome.err);
@@ -721,6 +722,76 @@ TEST_CASE("program: finetune --log-batches names the pairs of every step", "[pro
   REQUIRE(w.run("finetune --model model --train data/train.jsonl --out silent --epochs 1").status ==
           0);
   CHECK_FALSE(fs::exists(w / "silent/batches.jsonl"));
+}
+
+TEST_CASE("program: a LoRA is trained, scored with, aligned and merged, and its base stays",
+          "[program]") {
+  auto const& w = workshop();
+  auto const base = w.contents("model");
+  std::string const finetune =
+      "finetune --model model --train data/train.jsonl --tuning lora --epochs 2 --batch 15 "
+      "--lr 1e-2 ";
+  Outcome const tuned =
+      w.run(finetune + "--lora-rank 2 --lora-alpha 8 --lora-targets q,v,wo --out lora");
+  INFO(tuned.err);
+  REQUIRE(tuned.status == 0);
+  CHECK(w.contents("model") == base);
+  for (char const* file : {"adapter_config.json", "adapter_model.safetensors", "configuration.json",
+                           "metrics.jsonl", "training.json"}) {
+    CHECK(fs::exists(w / "lora" / file));
+  }
+  CHECK_FALSE(fs::exists(w / "lora/model.safetensors"));
+  Json const config = emprl::io::read_json_file(w / "lora/adapter_config.json");
+  CHECK(config["r"] == 2);
+  CHECK(config["lora_alpha"] == 8);
+  CHECK(config["target_modules"] == Json({"q", "v", "wo"}));
+  CHECK(config["base_model_name_or_path"] == "model");
+
+  REQUIRE(w.run("merge --model model --adapter lora --out merged").status == 0);
+  auto const scored = [&](std::string const& model) {
+    REQUIRE(w.run("score --model " + model + " --input in.jsonl --output s.jsonl").status == 0);
+    std::vector<double> all;
+    for (Json const& line : w.lines("s.jsonl")) all.push_back(line["logprob"].get<double>());
+    return all;
+  };
+  auto const plain = scored("model");
+  auto const beside = scored("model --adapter lora");
+  auto const merged = scored("merged");
+  for (std::size_t i = 0; i < plain.size(); ++i) {
+    CHECK(std::abs(beside[i] - plain[i]) > 1e-3);
+    CHECK(merged[i] == Approx(beside[i]).epsilon(1e-5));
+  }
+  REQUIRE(w.run(generate + "--adapter lora --greedy --output g.jsonl").status == 0);
+
+  w.write("mixed.sh",
+          "n=0\nwhile read -r line; do\n"
+          "  n=$((n + 1))\n"
+          "  id=$(printf '%s' \"$line\" | sed 's/.*\"id\": *\\([0-9]*\\).*/\\1/')\n"
+          "  printf '{\"id\": %s, \"score\": 0.%s}\\n' \"$id\" $((n % 4))\n"
+          "done\n");
+  std::string const align =
+      "align --model model --adapter lora --data data --steps 2 --batch 4 --mini-batch 4 --lr 1e-2 "
+      "--reward-command 'sh mixed.sh' ";
+  Outcome const aligned = w.run(align + "--out lora_aligned");
+  INFO(aligned.err);
+  REQUIRE(aligned.status == 0);
+  CHECK(read_file(w / "lora_aligned/model.safetensors") ==
+        base.at((w / "model/model.safetensors").string()));
+  auto const better = scored("lora_aligned --adapter lora_aligned/adapter");
+  CHECK(better != beside);
+  CHECK(w.contents("model") == base);
+
+  REQUIRE(w.run("finetune --model model --train data/train.jsonl --tuning prefix --epochs 1 "
+                "--batch 30 --prefix-length 2 --out prefix_only")
+              .status == 0);
+  check_refused(w.run("merge --model model --adapter prefix_only --out m9"), 2,
+                {"--adapter", "prefixes"});
+  check_refused(w.run("merge --model model --adapter nowhere --out m9"), 2,
+                {"--adapter", "nowhere"});
+  check_refused(w.run(finetune + "--lora-targets q,banana --out m9"), 2, {"banana"});
+  check_refused(w.run(finetune + "--lora-rank 0 --out m9"), 2, {"--lora-rank"});
+  check_refused(w.run(generate + "--adapter data --output o9"), 1, {"adapter_config.json"});
+  CHECK_FALSE(fs::exists(w / "m9"));
 }
 
 #ifdef __linux__

@@ -105,6 +105,7 @@ std::vector<float> bits(train::Generator<float> const& g) {
   std::vector<float> all(g.weights.span().begin(), g.weights.span().end());
   all.insert(all.end(), g.value_head.span().begin(), g.value_head.span().end());
   all.insert(all.end(), g.prefix.span().begin(), g.prefix.span().end());
+  all.insert(all.end(), g.lora().span().begin(), g.lora().span().end());
   return all;
 }
 
@@ -114,6 +115,25 @@ train::Generator<float> prefix_generator() {
       train::PrefixParameters<float>(typename t5::Prefixes<float, Cpu>::Shape{g.config(), 3});
   RandomSequence random(8, Stream::initialise);
   for (float& p : g.prefix.span()) p = static_cast<float>(0.3 * random.normal());
+  return g;
+}
+
+t5::LoraConfig lora_everywhere() {
+  t5::LoraConfig config;
+  config.rank = 3;
+  config.alpha = 6;
+  config.dropout = 0.1;
+  config.targets = {"all-linear"};
+  return config;
+}
+
+/// With a LoRA that is no longer zero.
+template <class T>
+train::Generator<T> lora_generator() {
+  train::Generator<T> g = generator<T>();
+  train::start_lora(g, lora_everywhere(), 3);
+  RandomSequence random(8, Stream::initialise);
+  for (T& x : g.lora().span()) x += static_cast<T>(0.1 * random.normal());
   return g;
 }
 
@@ -286,20 +306,20 @@ TEST_CASE("T5 actor-critic: the full KL is the sum over the vocabulary of what i
 }
 
 TEST_CASE(
-    "sequence task: the loss's gradient matches central differences, for all weights and for a "
-    "prefix",
+    "sequence task: the loss's gradient matches central differences, for all weights, a prefix and "
+    "a LoRA",
     "[train][finetune][grad]") {
-  bool const prefix = GENERATE(false, true);
+  auto const tuning = GENERATE(train::Tuning::full, train::Tuning::prefix, train::Tuning::lora);
+  bool const full = tuning == train::Tuning::full;
   Cpu dev(1);
-  train::Generator<double> g = generator<double>();
+  train::Generator<double> g =
+      tuning == train::Tuning::lora ? lora_generator<double>() : generator<double>();
   std::vector<data::Pair> const pairs = dialogues();
   auto const encoded = text::encode_pairs(g.tokenizer, std::span<data::Pair const>(pairs));
   std::vector<double> const base(g.weights.span().begin(), g.weights.span().end());
-  train::SequenceTask<double> task(dev, g, encoded, encoded,
-                                   {.tuning = prefix ? train::Tuning::prefix : train::Tuning::full,
-                                    .dropout = 0.1,
-                                    .prefix_length = 2,
-                                    .prefix_hidden = 6});
+  train::SequenceTask<double> task(
+      dev, g, encoded, encoded,
+      {.tuning = tuning, .dropout = 0.1, .prefix_length = 2, .prefix_hidden = 6});
   std::vector<index_t> const rows{0, 5, 2};
   task.loss(rows, 9);
   std::vector<double> const gradient(task.gradients().begin(), task.gradients().end());
@@ -308,9 +328,112 @@ TEST_CASE(
   options.most = 60;
   support::check_gradients([&] { return task.loss(rows, 9); },
                            {{"parameters", task.parameters(), gradient}}, options);
-  if (prefix) {
+  if (!full) {
     for (std::size_t i = 0; i < base.size(); ++i) REQUIRE(g.weights.span()[i] == base[i]);
   }
+}
+
+TEST_CASE(
+    "sequence task: a LoRA learns, its base does not move by a bit, and a stop changes nothing",
+    "[train][finetune][lora][resume]") {
+  Cpu dev(1);
+  std::vector<data::Pair> const pairs = dialogues();
+  emprl::test::TemporaryFolder const folder;
+  train::FitOptions fit;
+  fit.epochs = 8;
+  fit.batch_size = 4;
+  fit.learning_rate = 1e-2;
+  // Interrupts itself in a step.
+  struct Task : train::SequenceTask<float> {
+    using SequenceTask::SequenceTask;
+    double loss(std::span<index_t const> rows, std::uint32_t step) {
+      if (static_cast<int>(step) == stop) std::raise(SIGINT);
+      return SequenceTask::loss(rows, step);
+    }
+    int stop = -1;
+  };
+  auto const run = [&](train::Generator<float>& g, train::FitOptions const& options, int stop = -1,
+                       t5::LoraConfig const& lora = lora_everywhere()) {
+    auto const encoded = text::encode_pairs(g.tokenizer, std::span<data::Pair const>(pairs));
+    Task task(dev, g, encoded, encoded,
+              {.tuning = train::Tuning::lora, .dropout = 0.1, .lora = lora});
+    task.stop = stop;
+    return train::fit(dev, task, options);
+  };
+  train::Generator<float> whole = generator<float>();
+  train::Generator<float> const untrained = generator<float>();
+  auto const result = run(whole, fit);
+  CHECK(result.epochs.back().valid_loss < 0.9 * result.epochs.front().valid_loss);
+  CHECK(std::ranges::equal(whole.weights.span(), untrained.weights.span()));
+
+  fit.checkpoint = folder / "checkpoint";
+  fit.save_every = 3;
+  for (int const stop : {5, 14}) {
+    train::InterruptGuard const guard;
+    train::Generator<float> part = generator<float>();
+    CHECK_THROWS_AS(run(part, fit, stop), train::Interrupted);
+    train::clear_interrupt();
+  }
+  // Other settings of the adapter, or another base, are another run.
+  auto const refused = [&](train::Generator<float> g, t5::LoraConfig const& lora) {
+    return emprl::test::message_of<ConfigError>([&] { run(g, fit, -1, lora); });
+  };
+  t5::LoraConfig other = lora_everywhere();
+  other.alpha = 7;
+  CHECK(refused(generator<float>(), other).find("task.lora.lora_alpha is 6 there and 7 here") !=
+        std::string::npos);
+  CHECK(refused(generator<float>(6), lora_everywhere()).find("task.base_fingerprint") !=
+        std::string::npos);
+  train::Generator<float> resumed = generator<float>();
+  run(resumed, fit);
+  CHECK(bits(resumed) == bits(whole));
+}
+
+TEST_CASE(
+    "sequence task: a LoRA changes nothing when it is new, when it is taken away, and in a copy",
+    "[train][finetune][lora]") {
+  Cpu dev(1);
+  std::vector<data::Pair> const pairs = dialogues();
+  train::Generator<float> g = generator<float>();
+  auto const encoded = text::encode_pairs(g.tokenizer, std::span<data::Pair const>(pairs));
+  double const base = train::likelihood(dev, g, encoded).nats;
+  train::start_lora(g, lora_everywhere(), 3);
+  CHECK(train::likelihood(dev, g, encoded).nats == base);
+  g.detach_lora();
+  CHECK(g.lora().size() == 0);
+  CHECK(train::likelihood(dev, g, encoded).nats == base);
+  // A copy has a LoRA of its own.
+  train::Generator<float> adapted = lora_generator<float>();
+  train::Generator<float> copy = adapted.clone();
+  double const with = train::likelihood(dev, adapted, encoded).nats;
+  CHECK(with != base);
+  CHECK(train::likelihood(dev, copy, encoded).nats == with);
+  for (float& x : adapted.lora().span()) x = 0;
+  CHECK(train::likelihood(dev, copy, encoded).nats == with);
+  CHECK(train::likelihood(dev, adapted, encoded).nats == base);
+  train::Generator<float> const moved = std::move(copy);
+  CHECK(train::likelihood(dev, moved, encoded).nats == with);
+}
+
+TEMPLATE_TEST_CASE("T5 decoder: a LoRA generates the same beside the weights and merged into them",
+                   "[train][t5][lora]", float, double) {
+  using T = TestType;
+  Cpu dev(1);
+  train::Generator<T> g = lora_generator<T>();
+  std::vector<data::Pair> const pairs = dialogues();
+  auto const encoded = text::encode_pairs(g.tokenizer, std::span<data::Pair const>(pairs));
+  gen::SamplingConfig sampling;
+  sampling.greedy = true;
+  sampling.max_new_tokens = 12;
+  auto const greedy = [&](train::Generator<T> const& of) {
+    train::T5Decoder<T> decoder(dev, of);
+    return gen::generate(decoder, encoded.contexts.view(), sampling, 1, 0).ids;
+  };
+  auto const beside = greedy(g);
+  CHECK(beside != greedy(generator<T>()));
+  train::merge_lora(dev, g);
+  CHECK(g.lora().size() == 0);
+  CHECK(greedy(g) == beside);
 }
 
 TEST_CASE("align: PPO raises a lambda's reward, from a policy that was trained on dialogues",
@@ -478,6 +601,40 @@ TEST_CASE("align: stopped at five random steps, a trained prefix ends in the sam
   });
 }
 
+TEST_CASE("align: stopped at five random steps, a trained LoRA ends in the same bits",
+          "[train][align][resume][lora]") {
+  Cpu dev(1);
+  std::vector<data::Pair> const pairs = dialogues();
+  auto const untrained = lora_generator<float>();
+  check_resumes_to_the_same_bits(4, [&](train::AlignSettings const& s, OnStep const& on_step) {
+    train::Generator<float> g = lora_generator<float>();
+    train::align(dev, g, likes_e, pairs, s, nullptr, on_step);
+    CHECK(std::ranges::equal(g.weights.span(), untrained.weights.span()));
+    CHECK_FALSE(std::ranges::equal(g.lora().span(), untrained.lora().span()));
+    return g;
+  });
+}
+
+TEST_CASE("align: the reference is the generator as it came, its LoRA included",
+          "[train][align][lora]") {
+  Cpu dev(1);
+  std::vector<data::Pair> const pairs = dialogues();
+  train::Generator<float> g = lora_generator<float>();
+  std::vector<double> kl;
+  train::align(dev, g, likes_e, pairs, settings(2), nullptr,
+               [&](rl::PpoStats const& stats) { kl.push_back(stats.kl); });
+  // Before the first update policy and reference are one function.
+  REQUIRE(kl.size() == 2);
+  CHECK(kl[0] == Approx(0).margin(1e-5));
+  CHECK(std::abs(kl[1]) > 1e-3);
+
+  train::Generator<float> both = lora_generator<float>();
+  both.prefix = prefix_generator().prefix;
+  CHECK(emprl::test::message_of<ConfigError>([&] {
+          train::align(dev, both, likes_e, pairs, settings(1));
+        }).find("at once") != std::string::npos);
+}
+
 TEST_CASE("align: a checkpoint is a model folder, or, of a prefix, an adapter",
           "[train][align][folder]") {
   Cpu dev(1);
@@ -504,6 +661,14 @@ TEST_CASE("align: a checkpoint is a model folder, or, of a prefix, an adapter",
                    with_prefix.prefix.span().begin()));
   CHECK_FALSE(std::filesystem::exists(adapter / "model.safetensors"));
   CHECK(std::filesystem::exists(adapter / "value_head.safetensors"));
+
+  s.checkpoint = folder / "lora";
+  train::Generator<float> with_lora = lora_generator<float>();
+  train::align(dev, with_lora, asks_back, pairs, s);
+  train::Generator<float> const lora =
+      train::load_generator<float>(folder / "model", folder / "lora/step-000003");
+  CHECK(std::ranges::equal(lora.lora().span(), with_lora.lora().span()));
+  CHECK_FALSE(std::filesystem::exists(folder / "lora/step-000003/model.safetensors"));
 }
 
 TEST_CASE("align: the best checkpoint is left as a model folder unless the end is the best",

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Multi-head attention with its four projections: over a sequence itself, and over another one.
+// Multi-head attention with its four projections, each of which may have a LoRA beside it: over a
+// sequence itself, and over another one.
 
+#include "emprl/nn/lora.hpp"
 #include "emprl/nn/parameters.hpp"
 #include "emprl/ops/attention.hpp"
 #include "emprl/ops/elementwise.hpp"
@@ -42,10 +44,11 @@ struct CrossAttentionInputs {
 /// The projections of an attention layer. T5's have no biases; the empathy identifier's have.
 template <Element T, Device D>
 struct AttentionParams {
-  TensorView<T, 2, D> q, k, v;                 // (H*Dh, C), neighbours in memory
-  TensorView<T, 2, D> o;                       // (C, H*Dh)
-  TensorView<T, 1, D> q_bias, k_bias, v_bias;  // (H*Dh), neighbours in memory; empty for none
-  TensorView<T, 1, D> o_bias;                  // (C)
+  TensorView<T, 2, D> q, k, v;                      // (H*Dh, C), neighbours in memory
+  TensorView<T, 2, D> o;                            // (C, H*Dh)
+  TensorView<T, 1, D> q_bias, k_bias, v_bias;       // (H*Dh), neighbours in memory; empty for none
+  TensorView<T, 1, D> o_bias;                       // (C)
+  LoraParams<T, D> lora_q, lora_k, lora_v, lora_o;  // empty for none
 };
 
 namespace detail {
@@ -82,18 +85,34 @@ class SelfAttention {
     TensorView<T, 2, D> mixed;             // (N, H*Dh), before W_o
     TensorView<Accumulator<T>, 2, D> lse;  // (H, N)
     DropoutKey dropout;
+    typename Lora<T, D>::Context lora_q, lora_k, lora_v, lora_o;
   };
 
   SelfAttention(index_t heads, Mask mask) : heads_(heads), mask_(mask) {}
+
+  /// Queries, keys and values of x, side by side in qkv (N, 3*H*Dh).
+  void project(D& dev, Params const& p, In<T, 2, D> x, TensorView<T, 2, D> qkv) const {
+    index_t const width = p.q.extent(0);
+    linear_forward(dev, qkv, x, stacked(p.q, p.k, p.v));
+    lora_.inference(dev, p.lora_q, x, qkv.columns(0, width));
+    lora_.inference(dev, p.lora_k, x, qkv.columns(width, 2 * width));
+    lora_.inference(dev, p.lora_v, x, qkv.columns(2 * width, 3 * width));
+  }
+
+  /// y (N, C) = W_o mixed.
+  void project_out(D& dev, Params const& p, In<T, 2, D> mixed, TensorView<T, 2, D> y) const {
+    linear_forward(dev, y, mixed, p.o);
+    lora_.inference(dev, p.lora_o, mixed, y);
+  }
 
   void inference(D& dev, Params const& p, SelfAttentionInputs<T, D> const& inputs, In<T, 2, D> x,
                  TensorView<T, 2, D> y) const {
     ArenaScope scope(dev.scratch);
     auto qkv = dev.scratch.template allocate<T, 2>({x.extent(0), 3 * p.q.extent(0)});
     auto mixed = dev.scratch.template allocate<T, 2>({x.extent(0), p.q.extent(0)});
-    linear_forward(dev, qkv, x, stacked(p.q, p.k, p.v));
+    project(dev, p, x, qkv);
     attention_forward(dev, mixed, {}, op_inputs(inputs, qkv, {}));
-    linear_forward(dev, y, mixed, p.o);
+    project_out(dev, p, mixed, y);
   }
 
   void forward(D& dev, Params const& p, SelfAttentionInputs<T, D> const& inputs, In<T, 2, D> x,
@@ -106,9 +125,14 @@ class SelfAttention {
     context.mixed = dev.saved.template allocate<T, 2>({x.extent(0), width});
     context.lse = dev.saved.template allocate<Accumulator<T>, 2>({heads_, x.extent(0)});
     linear_forward(dev, context.qkv, x, stacked(p.q, p.k, p.v));
+    lora_.forward(dev, p.lora_q, x, context.qkv.columns(0, width), context.lora_q, sites);
+    lora_.forward(dev, p.lora_k, x, context.qkv.columns(width, 2 * width), context.lora_k, sites);
+    lora_.forward(dev, p.lora_v, x, context.qkv.columns(2 * width, 3 * width), context.lora_v,
+                  sites);
     attention_forward(dev, context.mixed, context.lse,
                       op_inputs(inputs, context.qkv, context.dropout));
     linear_forward(dev, y, context.mixed, p.o);
+    lora_.forward(dev, p.lora_o, context.mixed, y, context.lora_o, sites);
   }
 
   /// grads, dbias, dprefix += (empty views: not needed); dx = .
@@ -121,6 +145,7 @@ class SelfAttention {
     auto dmixed = dev.scratch.template allocate<T, 2>({dy.extent(0), width});
     auto dqkv = dev.scratch.template allocate<T, 2>({dy.extent(0), 3 * width});
     linear_backward(dev, dmixed, grads.o, {}, dy, context.mixed, p.o);
+    lora_.backward(dev, p.lora_o, grads.lora_o, dy, dmixed, context.lora_o);
     AttentionGradients<T, D> out;
     out.dq = dqkv.columns(0, width);
     out.dk = dqkv.columns(width, 2 * width);
@@ -132,6 +157,9 @@ class SelfAttention {
                        context.mixed, context.lse, dmixed);
     linear_backward(dev, dx, stacked(grads.q, grads.k, grads.v), {}, dqkv, context.x,
                     stacked(p.q, p.k, p.v));
+    lora_.backward(dev, p.lora_q, grads.lora_q, out.dq, dx, context.lora_q);
+    lora_.backward(dev, p.lora_k, grads.lora_k, out.dk, dx, context.lora_k);
+    lora_.backward(dev, p.lora_v, grads.lora_v, out.dv, dx, context.lora_v);
   }
 
  private:
@@ -153,6 +181,7 @@ class SelfAttention {
 
   index_t heads_;
   Mask mask_;
+  Lora<T, D> lora_;
 };
 
 /// y = W_o attention(W_q x, W_k memory, W_v memory) (+ biases).      Nq, Nk rows, C model, H heads
@@ -170,6 +199,7 @@ class CrossAttention {
     TensorView<T, 2, D> mixed;             // (Nq, H*Dh), before W_o
     TensorView<Accumulator<T>, 2, D> lse;  // (H, Nq)
     DropoutKey dropout;
+    typename Lora<T, D>::Context lora_q, lora_k, lora_v, lora_o;
   };
 
   CrossAttention(index_t heads, Accumulator<T> scale) : heads_(heads), scale_(scale) {}
@@ -177,7 +207,22 @@ class CrossAttention {
   /// Keys and values of the memory, side by side in kv (Nk, 2*H*Dh). Decoding computes them once
   /// and caches them.
   void project_memory(D& dev, Params const& p, In<T, 2, D> memory, TensorView<T, 2, D> kv) const {
+    index_t const width = p.k.extent(0);
     linear_forward(dev, kv, memory, stacked(p.k, p.v), stacked(p.k_bias, p.v_bias));
+    lora_.inference(dev, p.lora_k, memory, kv.columns(0, width));
+    lora_.inference(dev, p.lora_v, memory, kv.columns(width, 2 * width));
+  }
+
+  /// The queries of x in q (Nq, H*Dh).
+  void project_queries(D& dev, Params const& p, In<T, 2, D> x, TensorView<T, 2, D> q) const {
+    linear_forward(dev, q, x, p.q, p.q_bias);
+    lora_.inference(dev, p.lora_q, x, q);
+  }
+
+  /// y (Nq, C) = W_o mixed (+ bias).
+  void project_out(D& dev, Params const& p, In<T, 2, D> mixed, TensorView<T, 2, D> y) const {
+    linear_forward(dev, y, mixed, p.o, p.o_bias);
+    lora_.inference(dev, p.lora_o, mixed, y);
   }
 
   void inference(D& dev, Params const& p, CrossAttentionInputs<T, D> const& inputs, In<T, 2, D> x,
@@ -187,10 +232,10 @@ class CrossAttention {
     auto q = dev.scratch.template allocate<T, 2>({x.extent(0), width});
     auto kv = dev.scratch.template allocate<T, 2>({inputs.memory.extent(0), 2 * width});
     auto mixed = dev.scratch.template allocate<T, 2>({x.extent(0), width});
-    linear_forward(dev, q, x, p.q, p.q_bias);
+    project_queries(dev, p, x, q);
     project_memory(dev, p, inputs.memory, kv);
     attention_forward(dev, mixed, {}, op_inputs(inputs, q, kv, {}));
-    linear_forward(dev, y, mixed, p.o, p.o_bias);
+    project_out(dev, p, mixed, y);
   }
 
   void forward(D& dev, Params const& p, CrossAttentionInputs<T, D> const& inputs, In<T, 2, D> x,
@@ -204,10 +249,16 @@ class CrossAttention {
     context.mixed = dev.saved.template allocate<T, 2>({x.extent(0), width});
     context.lse = dev.saved.template allocate<Accumulator<T>, 2>({heads_, x.extent(0)});
     linear_forward(dev, context.q, x, p.q, p.q_bias);
-    project_memory(dev, p, inputs.memory, context.kv);
+    lora_.forward(dev, p.lora_q, x, context.q, context.lora_q, sites);
+    linear_forward(dev, context.kv, inputs.memory, stacked(p.k, p.v), stacked(p.k_bias, p.v_bias));
+    lora_.forward(dev, p.lora_k, inputs.memory, context.kv.columns(0, width), context.lora_k,
+                  sites);
+    lora_.forward(dev, p.lora_v, inputs.memory, context.kv.columns(width, 2 * width),
+                  context.lora_v, sites);
     attention_forward(dev, context.mixed, context.lse,
                       op_inputs(inputs, context.q, context.kv, context.dropout));
     linear_forward(dev, y, context.mixed, p.o, p.o_bias);
+    lora_.forward(dev, p.lora_o, context.mixed, y, context.lora_o, sites);
   }
 
   /// grads, dprefix += ; dx = ; dmemory += (empty views: not needed).
@@ -220,6 +271,7 @@ class CrossAttention {
     auto dq = dev.scratch.template allocate<T, 2>({dy.extent(0), width});
     auto dkv = dev.scratch.template allocate<T, 2>({context.kv.extent(0), 2 * width});
     linear_backward(dev, dmixed, grads.o, grads.o_bias, dy, context.mixed, p.o);
+    lora_.backward(dev, p.lora_o, grads.lora_o, dy, dmixed, context.lora_o);
     AttentionGradients<T, D> out;
     out.dq = dq;
     out.dk = dkv.columns(0, width);
@@ -231,6 +283,9 @@ class CrossAttention {
     linear_backward(dev, dx, grads.q, grads.q_bias, dq, context.x, p.q);
     linear_backward(dev, dmemory, stacked(grads.k, grads.v), stacked(grads.k_bias, grads.v_bias),
                     dkv, context.inputs.memory, stacked(p.k, p.v), Write::accumulate);
+    lora_.backward(dev, p.lora_q, grads.lora_q, dq, dx, context.lora_q);
+    lora_.backward(dev, p.lora_k, grads.lora_k, out.dk, dmemory, context.lora_k);
+    lora_.backward(dev, p.lora_v, grads.lora_v, out.dv, dmemory, context.lora_v);
   }
 
  private:
@@ -248,6 +303,7 @@ class CrossAttention {
 
   index_t heads_;
   Accumulator<T> scale_;
+  Lora<T, D> lora_;
 };
 
 }  // namespace emprl::nn

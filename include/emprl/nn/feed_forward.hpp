@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// T5's feed-forward sub-layers: ReLU (v1.0) and gated GELU (v1.1, Flan).
+// T5's feed-forward sub-layers: ReLU (v1.0) and gated GELU (v1.1, Flan). Each of their matrices may
+// have a LoRA beside it.
 
+#include "emprl/nn/lora.hpp"
 #include "emprl/nn/parameters.hpp"
 #include "emprl/ops/dropout.hpp"
 #include "emprl/ops/elementwise.hpp"
@@ -21,6 +23,7 @@ class FeedForward {
     TensorView<T, 2, D> wi;  // (F, C); of the gated form the part that passes through GELU
     TensorView<T, 2, D> wg;  // (F, C), the linear part of the gated form; empty for ReLU
     TensorView<T, 2, D> wo;  // (C, F)
+    LoraParams<T, D> lora_wi, lora_wg, lora_wo;  // empty for none
   };
   using Gradients = typename FeedForward<Accumulator<T>, D>::Params;
   struct Context {
@@ -28,6 +31,7 @@ class FeedForward {
     TensorView<T, 2, D> projected;  // (N, 2F) before the activation, gated form only
     TensorView<T, 2, D> hidden;     // (N, F) after activation and dropout
     DropoutKey dropout;
+    typename Lora<T, D>::Context lora_wi, lora_wg, lora_wo;
   };
 
   explicit FeedForward(Activation activation) : activation_(activation) {}
@@ -38,13 +42,17 @@ class FeedForward {
     auto hidden = dev.scratch.template allocate<T, 2>({x.extent(0), f});
     if (activation_ == Activation::relu) {
       linear_forward(dev, hidden, x, p.wi);
+      lora_.inference(dev, p.lora_wi, x, hidden);
       relu_forward(dev, hidden, hidden);
     } else {
       auto projected = dev.scratch.template allocate<T, 2>({x.extent(0), 2 * f});
       linear_forward(dev, projected, x, stacked(p.wi, p.wg));
+      lora_.inference(dev, p.lora_wi, x, projected.columns(0, f));
+      lora_.inference(dev, p.lora_wg, x, projected.columns(f, 2 * f));
       gated_gelu_forward(dev, hidden, projected);
     }
     linear_forward(dev, y, hidden, p.wo);
+    lora_.inference(dev, p.lora_wo, hidden, y);
   }
 
   void forward(D& dev, Params const& p, In<T, 2, D> x, TensorView<T, 2, D> y, Context& context,
@@ -56,16 +64,20 @@ class FeedForward {
     context.hidden = dev.saved.template allocate<T, 2>({n, f});
     if (activation_ == Activation::relu) {
       linear_forward(dev, context.hidden, x, p.wi);
+      lora_.forward(dev, p.lora_wi, x, context.hidden, context.lora_wi, sites);
       relu_forward(dev, context.hidden, context.hidden);
     } else {
       context.projected = dev.saved.template allocate<T, 2>({n, 2 * f});
       linear_forward(dev, context.projected, x, stacked(p.wi, p.wg));
+      lora_.forward(dev, p.lora_wi, x, context.projected.columns(0, f), context.lora_wi, sites);
+      lora_.forward(dev, p.lora_wg, x, context.projected.columns(f, 2 * f), context.lora_wg, sites);
       gated_gelu_forward(dev, context.hidden, context.projected);
     }
     // ReLU's gradient asks only which outputs are positive; a dropped one is zero and passes
     // nothing back either way, so that the values before dropout need not be kept.
     dropout_apply(dev, context.hidden, context.dropout);
     linear_forward(dev, y, context.hidden, p.wo);
+    lora_.forward(dev, p.lora_wo, context.hidden, y, context.lora_wo, sites);
   }
 
   /// grads += ; dx = .
@@ -76,20 +88,26 @@ class FeedForward {
     index_t const f = p.wi.extent(0);
     auto dhidden = dev.scratch.template allocate<T, 2>({n, f});
     linear_backward(dev, dhidden, grads.wo, {}, dy, context.hidden, p.wo);
+    lora_.backward(dev, p.lora_wo, grads.lora_wo, dy, dhidden, context.lora_wo);
     dropout_apply(dev, dhidden, context.dropout);
     if (activation_ == Activation::relu) {
       relu_backward(dev, dhidden, dhidden, context.hidden);
       linear_backward(dev, dx, grads.wi, {}, dhidden, context.x, p.wi);
+      lora_.backward(dev, p.lora_wi, grads.lora_wi, dhidden, dx, context.lora_wi);
     } else {
       auto dprojected = dev.scratch.template allocate<T, 2>({n, 2 * f});
       gated_gelu_backward(dev, dprojected, dhidden, context.projected);
       linear_backward(dev, dx, stacked(grads.wi, grads.wg), {}, dprojected, context.x,
                       stacked(p.wi, p.wg));
+      lora_.backward(dev, p.lora_wi, grads.lora_wi, dprojected.columns(0, f), dx, context.lora_wi);
+      lora_.backward(dev, p.lora_wg, grads.lora_wg, dprojected.columns(f, 2 * f), dx,
+                     context.lora_wg);
     }
   }
 
  private:
   Activation activation_;
+  Lora<T, D> lora_;
 };
 
 }  // namespace emprl::nn

@@ -78,6 +78,12 @@ class ParameterStore {
   }
 
   P const& views() const { return views_; }
+  /// Lets f(views) set those that `visit` does not name: views of what is stored elsewhere, an
+  /// adapter's, so that whoever takes views() has them too.
+  template <class F>
+  void edit_views(F&& f) {
+    f(views_);
+  }
   /// All of them as one vector. Two stores of the same configuration have the same layout on every
   /// device: one copy sets one from the other.
   TensorView<T, 1, D> all() const { return {data_.data(), {data_.size()}}; }

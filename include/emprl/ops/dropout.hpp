@@ -34,12 +34,15 @@ struct DropoutKey {
   std::uint32_t purpose() const { return static_cast<std::uint32_t>(Stream::dropout) | site << 8; }
 };
 
-/// Hands out the sites of one pass in the order in which the layers ask.
+/// Hands out the sites of one pass in the order in which the layers ask. Adapters have a
+/// probability of their own, and sites that they know by number, so that none moves a mask of the
+/// model.
 class DropoutSites {
  public:
   DropoutSites() = default;
-  DropoutSites(double probability, std::uint64_t seed, std::uint32_t step)
-      : next_{probability, seed, step, 0} {}
+  DropoutSites(double probability, std::uint64_t seed, std::uint32_t step,
+               double adapter_probability = 0)
+      : next_{probability, seed, step, 0}, adapter_probability_(adapter_probability) {}
 
   DropoutKey next() {
     DropoutKey const key = next_;
@@ -47,8 +50,14 @@ class DropoutSites {
     return key;
   }
 
+  /// The site of an adapter with that number, below 2^20.
+  DropoutKey adapter(std::uint32_t number) const {
+    return {adapter_probability_, next_.seed, next_.step, number + (std::uint32_t{1} << 20)};
+  }
+
  private:
   DropoutKey next_;
+  double adapter_probability_ = 0;
 };
 
 namespace detail {

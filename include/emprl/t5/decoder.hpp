@@ -221,26 +221,26 @@ class Decoder {
         auto const& attention = block.self_attention;
         auto qkv = dev.scratch.template allocate<T, 2>({active, 3 * inner});
         auto mixed = dev.scratch.template allocate<T, 2>({active, inner});
-        linear_forward(dev, qkv, n, nn::stacked(attention.q, attention.k, attention.v));
+        self_attention_.project(dev, attention, n, qkv);
         auto const prefix = Prefixes<T, D>::layer(prefixes.decoder, layer, inner);
         GrowingKeys<T, D> const keys{self.columns(0, inner), self.columns(inner, 2 * inner),
                                      range(0), range(1)};
         attention_decode_append(dev, mixed, qkv.columns(0, inner), qkv.columns(inner, 2 * inner),
                                 qkv.columns(2 * inner, 3 * inner), keys, config_.num_heads, bias,
                                 prefix.key, prefix.value);
-        linear_forward(dev, out, mixed, attention.o);
+        self_attention_.project_out(dev, attention, mixed, out);
       });
       norm_.inference(dev, block.cross_norm, x, [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
         ArenaScope inner_scope(dev.scratch);
         auto const& attention = block.cross_attention;
         auto q = dev.scratch.template allocate<T, 2>({active, inner});
         auto mixed = dev.scratch.template allocate<T, 2>({active, inner});
-        linear_forward(dev, q, n, attention.q);
+        cross_attention_.project_queries(dev, attention, n, q);
         auto const prefix = Prefixes<T, D>::layer(prefixes.cross, layer, inner);
         CachedKeys<T, D> const keys{memory.columns(0, inner), memory.columns(inner, 2 * inner),
                                     range(2), range(3)};
         attention_decode(dev, mixed, q, keys, config_.num_heads, {}, prefix.key, prefix.value);
-        linear_forward(dev, out, mixed, attention.o);
+        cross_attention_.project_out(dev, attention, mixed, out);
       });
       norm_.inference(dev, block.feed_forward_norm, x, [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
         feed_forward_.inference(dev, block.feed_forward, n, out);

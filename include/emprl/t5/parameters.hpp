@@ -51,7 +51,7 @@ struct Params {
   template <class F>
   void visit(Config const& c, F&& f) {
     visit_encoder(c, "", f);
-    visit_stack(c, decoder, "decoder", true, f);
+    visit_stack(c, decoder, "decoder", true, f, weights_to(f));
     if (!c.tie_word_embeddings)
       f("lm_head.weight", lm_head, std::array<index_t, 2>{c.vocab_size, c.d_model});
   }
@@ -60,13 +60,31 @@ struct Params {
   template <class F>
   void visit_encoder(Config const& c, std::string const& prefix, F&& f) {
     f(prefix + "shared.weight", shared, std::array<index_t, 2>{c.vocab_size, c.d_model});
-    visit_stack(c, encoder, prefix + "encoder", false, f);
+    visit_stack(c, encoder, prefix + "encoder", false, f, weights_to(f));
+  }
+
+  /// Calls f(name, weight, lora, extents) for every projection in the layers: the matrices that can
+  /// have a LoRA beside them. The name is the module's, without ".weight"; extents are the
+  /// weight's, (outputs, inputs).
+  template <class F>
+  void visit_projections(Config const& c, F&& f) {
+    auto const nothing = [](auto const&...) {};
+    visit_stack(c, encoder, "encoder", false, nothing, f);
+    visit_stack(c, decoder, "decoder", true, nothing, f);
   }
 
  private:
+  /// Of a projection, f sees the weight alone.
   template <class F>
+  static auto weights_to(F& f) {
+    return [&f](std::string const& name, TensorView<T, 2, D>& weight, auto const&,
+                std::array<index_t, 2> extents) { f(name + ".weight", weight, extents); };
+  }
+
+  /// f takes what is no projection, `projection` what is one.
+  template <class F, class G>
   static void visit_stack(Config const& c, StackParams<T, D>& stack, std::string const& name,
-                          bool decoder_stack, F&& f) {
+                          bool decoder_stack, F&& f, G&& projection) {
     using Matrix = std::array<index_t, 2>;
     using Vector = std::array<index_t, 1>;
     stack.blocks.resize(
@@ -75,10 +93,10 @@ struct Params {
       BlockParams<T, D>& b = stack.blocks[i];
       std::string const layer = name + ".block." + std::to_string(i) + ".layer.";
       auto const visit_attention = [&](auto& a, std::string const& at) {
-        f(at + ".q.weight", a.q, Matrix{c.inner(), c.d_model});
-        f(at + ".k.weight", a.k, Matrix{c.inner(), c.d_model});
-        f(at + ".v.weight", a.v, Matrix{c.inner(), c.d_model});
-        f(at + ".o.weight", a.o, Matrix{c.d_model, c.inner()});
+        projection(at + ".q", a.q, a.lora_q, Matrix{c.inner(), c.d_model});
+        projection(at + ".k", a.k, a.lora_k, Matrix{c.inner(), c.d_model});
+        projection(at + ".v", a.v, a.lora_v, Matrix{c.inner(), c.d_model});
+        projection(at + ".o", a.o, a.lora_o, Matrix{c.d_model, c.inner()});
       };
       visit_attention(b.self_attention, layer + "0.SelfAttention");
       if (i == 0) {
@@ -92,12 +110,14 @@ struct Params {
       }
       std::string const last = layer + (decoder_stack ? "2" : "1");
       bool const gated = c.feed_forward == nn::Activation::gated_gelu;
-      std::string const dense =
-          last + (gated ? ".DenseReluDense.wi_0.weight" : ".DenseReluDense.wi.weight");
-      f(dense, b.feed_forward.wi, Matrix{c.d_ff, c.d_model});
-      if (gated)
-        f(last + ".DenseReluDense.wi_1.weight", b.feed_forward.wg, Matrix{c.d_ff, c.d_model});
-      f(last + ".DenseReluDense.wo.weight", b.feed_forward.wo, Matrix{c.d_model, c.d_ff});
+      auto& dense = b.feed_forward;
+      projection(last + (gated ? ".DenseReluDense.wi_0" : ".DenseReluDense.wi"), dense.wi,
+                 dense.lora_wi, Matrix{c.d_ff, c.d_model});
+      if (gated) {
+        projection(last + ".DenseReluDense.wi_1", dense.wg, dense.lora_wg,
+                   Matrix{c.d_ff, c.d_model});
+      }
+      projection(last + ".DenseReluDense.wo", dense.wo, dense.lora_wo, Matrix{c.d_model, c.d_ff});
       f(last + ".layer_norm.weight", b.feed_forward_norm.weight, Vector{c.d_model});
     }
     f(name + ".final_layer_norm.weight", stack.final_norm, Vector{c.d_model});

@@ -300,6 +300,10 @@ std::string fingerprint_of(Generator<T> const& generator) {
   f.numbers(std::span<T const>(generator.weights.span()));
   f.numbers(std::span<T const>(generator.prefix.span()));
   f.numbers(std::span<T const>(generator.value_head.span()));
+  if (generator.lora().size() > 0) {
+    f.text(lora_config_to_json(generator.lora_shape(), "").dump());
+    f.numbers(std::span<T const>(generator.lora().span()));
+  }
   return f.name();
 }
 
@@ -330,13 +334,13 @@ io::Json align_identity(AlignSettings const& settings, rl::PpoConfig const& ppo,
       {"model_fingerprint", fingerprint_of(model)}};
 }
 
-/// Writes what PPO trains as others read it: a model folder, or, of a generator with prefixes, the
-/// adapter alone; the value head, if there is one, beside it.
+/// Writes what PPO trains as others read it: a model folder, or, of a generator with an adapter,
+/// the adapter alone; the value head, if there is one, beside it.
 /// @throws IoError naming the file
 template <Scalar T>
 void save_trained(std::filesystem::path const& folder, Generator<T> const& generator) {
-  if (generator.prefix.size() == 0) return save_generator(folder, generator);
-  save_prefix(folder, generator);
+  if (!has_adapter(generator)) return save_generator(folder, generator);
+  save_adapter(folder, generator);
   if (generator.value_head.size() > 0) {
     write_parameters(folder / "value_head.safetensors", generator.value_head);
   }
@@ -347,10 +351,12 @@ void save_trained(std::filesystem::path const& folder, Generator<T> const& gener
 /// @throws IoError naming the file and the tensor that is missing or has another shape
 template <Scalar T>
 void load_trained(std::filesystem::path const& folder, Generator<T> const& generator) {
-  if (generator.prefix.size() == 0) {
-    read_parameters(io::SafeTensorsFile(folder / "model.safetensors"), generator.weights);
+  if (generator.lora().size() > 0) {
+    read_parameters(io::SafeTensorsFile(folder / lora_file), generator.lora(), peft_root);
+  } else if (generator.prefix.size() > 0) {
+    read_parameters(io::SafeTensorsFile(folder / prefix_file), generator.prefix);
   } else {
-    read_parameters(io::SafeTensorsFile(folder / "adapter.safetensors"), generator.prefix);
+    read_parameters(io::SafeTensorsFile(folder / "model.safetensors"), generator.weights);
   }
   if (generator.value_head.size() > 0) {
     read_parameters(io::SafeTensorsFile(folder / "value_head.safetensors"), generator.value_head);
@@ -393,16 +399,24 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward,
   constexpr bool with_values = rl::uses_values<decltype(strategies.advantages)>;
   if constexpr (with_values) ensure_value_head(generator, settings.seed);
   Generator<T> const reference_model = generator.clone();
-  bool const prefix_only = generator.prefix.size() > 0;
+  expects<ConfigError>(generator.prefix.size() == 0 || generator.lora().size() == 0,
+                       settings.phase + ": a prefix and a LoRA cannot be trained at once.");
   t5::Parameters<T, Cpu> gradients;
+  t5::LoraParameters<T, Cpu> lora_gradients;
+  t5::Params<T, Cpu> gradient_views;
   PrefixParameters<T> prefix_gradients;
   ValueHeadParameters<T> value_gradients;
   std::vector<optim::ParameterSpan<T>> trained;
-  if (prefix_only) {
+  if (generator.prefix.size() > 0) {
     prefix_gradients = PrefixParameters<T>(generator.prefix_shape());
     trained.push_back({generator.prefix.span(), prefix_gradients.span()});
+  } else if (generator.lora().size() > 0) {
+    lora_gradients = t5::LoraParameters<T, Cpu>(generator.lora_shape());
+    lora_gradients.views().attach(generator.lora_shape(), gradient_views);
+    trained.push_back({generator.lora().span(), lora_gradients.span()});
   } else {
     gradients = t5::Parameters<T, Cpu>(generator.config());
+    gradient_views = gradients.views();
     trained.push_back({generator.weights.span(), gradients.span()});
   }
   if constexpr (with_values) {
@@ -430,10 +444,10 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward,
   T const temperature = settings.logprobs == LogProbs::tempered
                             ? static_cast<T>(settings.sampling.temperature)
                             : T(1);
-  T5Policy<T> policy(dev, generator, gradients.views(), prefix_gradients.views(), temperature);
+  T5Policy<T> policy(dev, generator, gradient_views, prefix_gradients.views(), temperature);
   auto actor = [&] {
     if constexpr (with_values) {
-      return T5ActorCritic<T>(dev, generator, gradients.views(), prefix_gradients.views(),
+      return T5ActorCritic<T>(dev, generator, gradient_views, prefix_gradients.views(),
                               value_gradients.views(), temperature);
     } else {
       return rl::PolicyOnly(policy);
@@ -550,11 +564,13 @@ index_t align(Cpu& dev, Generator<T>& generator, Reward& reward, std::span<data:
 }
 
 /// Trains a generator by PPO with a reward. All weights are trained, a value head that is added if
-/// there is none included; of a generator with prefixes, prefixes and value head alone. The
-/// generator as it comes is the frozen reference. Goes on from the newest checkpoint in
-/// settings.checkpoint, if there is one of the same run, bit for bit; the checkpoints stay there
-/// until CheckpointSeries::discard. Each holds the weights as a model folder (of a generator with
-/// prefixes the adapter alone), the value head, and the trainer's state beside them.
+/// there is none included; of a generator with an adapter, adapter and value head alone. The
+/// generator as it comes, adapter and all, is the frozen reference: the KL penalty is for leaving
+/// what supervised learning made, not the model before it. LoRA's dropout is off, as all is. Goes
+/// on from the newest checkpoint in settings.checkpoint, if there is one of the same run, bit for
+/// bit; the checkpoints stay there until CheckpointSeries::discard. Each holds the weights as a
+/// model folder (of a generator with an adapter the adapter alone), the value head, and the
+/// trainer's state beside them.
 /// @param reward   an rl::RewardModel; sees each dialogue's context, the sampled and the human
 /// response, and the target levels
 /// @param log      where the statistics go, by step; null for nowhere

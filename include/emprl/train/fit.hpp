@@ -34,6 +34,8 @@ namespace emprl::train {
 ///   t.has_validation()
 ///   t.validate()            a loss on other examples, lower is better
 ///   t.finish()              brings what is trained in line with parameters(), after they changed
+/// A task may have settings of its own that a run does not change on its way:
+///   t.identity()            them, as JSON; a checkpoint of a task with others is not gone on from
 template <class K>
 concept FitTask = requires(K& t, std::span<index_t const> rows, std::uint32_t step) {
   typename K::Scalar;
@@ -173,15 +175,16 @@ FitResult fit(Cpu& dev, Task& task, FitOptions const& options, MetricsLog* log =
   std::vector<T> best;
 
   // What a checkpoint must agree with to be gone on from.
-  io::Json const identity = {{"phase", options.phase},
-                             {"examples", examples},
-                             {"parameters", task.parameters().size()},
-                             {"epochs", options.epochs},
-                             {"batch_size", options.batch_size},
-                             {"learning_rate", options.learning_rate},
-                             {"decay", static_cast<int>(options.decay)},
-                             {"warmup_steps", options.warmup_steps},
-                             {"seed", options.seed}};
+  io::Json identity = {{"phase", options.phase},
+                       {"examples", examples},
+                       {"parameters", task.parameters().size()},
+                       {"epochs", options.epochs},
+                       {"batch_size", options.batch_size},
+                       {"learning_rate", options.learning_rate},
+                       {"decay", static_cast<int>(options.decay)},
+                       {"warmup_steps", options.warmup_steps},
+                       {"seed", options.seed}};
+  if constexpr (requires { task.identity(); }) identity["task"] = task.identity();
   auto const save = [&] {
     if (options.checkpoint.empty()) return;
     if (log != nullptr) log->sync();

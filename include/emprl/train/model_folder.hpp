@@ -2,8 +2,8 @@
 #pragma once
 
 // A T5 as it lies in a folder in Hugging Face's layout: config.json, the weights in one file or in
-// several, spiece.model; beside them a value head where there is one. Prefixes lie in a folder of
-// their own.
+// several, spiece.model; beside them a value head where there is one. Adapters lie in a folder of
+// their own (adapter_folder.hpp).
 //
 // What transformers wrote is read (versions 4 and 5, T5 v1.0, v1.1 and Flan), and what is written
 // transformers loads: config.json, generation_config.json, model.safetensors, spiece.model,
@@ -34,6 +34,7 @@
 #include "emprl/io/safetensors.hpp"
 #include "emprl/t5/config.hpp"
 #include "emprl/text/tokenizer.hpp"
+#include "emprl/train/adapter_folder.hpp"
 #include "emprl/train/parameter_file.hpp"
 #include "emprl/train/t5_weights.hpp"
 
@@ -359,7 +360,7 @@ struct Generator : T5Weights<T, Cpu> {
     expect_room();
   }
 
-  /// A second model with the same weights, prefix and value head.
+  /// A second model with the same weights, adapter and value head.
   Generator clone() const {
     Generator copy(nn::Unset{}, config(),
                    text::SentencePieceTokenizer(tokenizer.serialized(), "spiece.model"));
@@ -368,6 +369,11 @@ struct Generator : T5Weights<T, Cpu> {
     if (prefix.size() > 0) {
       copy.prefix = PrefixParameters<T>(prefix_shape());
       std::copy_n(prefix.span().begin(), prefix.size(), copy.prefix.span().begin());
+    }
+    if (this->lora().size() > 0) {
+      t5::LoraParameters<T, Cpu> matrices(this->lora_shape());
+      std::copy_n(this->lora().span().begin(), matrices.size(), matrices.span().begin());
+      copy.attach_lora(this->lora_shape(), std::move(matrices));
     }
     if (value_head.size() > 0) {
       copy.value_head = ValueHeadParameters<T>(config().d_model);
@@ -482,7 +488,7 @@ class T5Tensors {
 
 }  // namespace detail
 
-/// Reads a model folder, and an adapter folder if one is named.
+/// Reads a model folder, and an adapter folder of either kind if one is named.
 /// @throws IoError naming the file, and the field or tensor in it, that is missing or wrong
 template <Scalar T>
 Generator<T> load_generator(std::filesystem::path const& path,
@@ -523,12 +529,13 @@ Generator<T> load_generator(std::filesystem::path const& path,
   }
   generator.origin = read_origin(path, std::move(json));
   generator.warnings = std::move(warnings);
-  if (!adapter.empty()) load_prefix(adapter, generator);
+  if (!adapter.empty()) load_adapter(adapter, generator);
   return generator;
 }
 
 /// Writes a model folder: configuration, tokenizer, weights, and the value head if there is one.
-/// Prefixes are not part of it. What another model left in the folder under those names goes.
+/// Adapters are not part of it (adapter_folder.hpp). What another model left in the folder under
+/// those names goes.
 /// @param max_shard_bytes weights of more bytes are split over several files
 /// @throws IoError if a file cannot be written
 template <Scalar T>
@@ -547,39 +554,6 @@ void save_generator(std::filesystem::path const& path, Generator<T> const& gener
     std::filesystem::remove(head, ignored);
   }
   io::write_weights(folder, detail::tensors_of(generator.weights), max_shard_bytes);
-}
-
-/// Reads prefixes that save_prefix wrote.
-/// @throws IoError if they do not belong to a model of this shape
-template <Scalar T>
-void load_prefix(std::filesystem::path const& path, Generator<T>& generator) {
-  auto const where = path / "adapter_config.json";
-  io::Json const json = io::read_json_file(where);
-  std::string const type =
-      detail::json_field<std::string>(json, "adapter_type", "", true, where.string());
-  if (type != "prefix") {
-    throw IoError(where.string() + ": adapter_type is \"" + type +
-                  "\"; only \"prefix\" is understood.");
-  }
-  auto const length = detail::json_field<index_t>(json, "length", 0, true, where.string());
-  if (length < 0 || length > 4096) {
-    throw IoError(where.string() + ": a prefix of " + std::to_string(length) +
-                  " positions is not plausible.");
-  }
-  generator.prefix =
-      PrefixParameters<T>(typename t5::Prefixes<T, Cpu>::Shape{generator.config(), length});
-  read_parameters(io::SafeTensorsFile(path / "adapter.safetensors"), generator.prefix);
-}
-
-/// Writes the prefixes alone: adapter.safetensors holds prefix.encoder, prefix.decoder and
-/// prefix.cross, each (length, layers * 2 * inner): key and value of layer 0, of layer 1, ...
-/// @throws IoError if a file cannot be written
-template <Scalar T>
-void save_prefix(std::filesystem::path const& path, Generator<T> const& generator) {
-  io::ensure_directory(path);
-  write_parameters(path / "adapter.safetensors", generator.prefix);
-  io::write_json_file(path / "adapter_config.json",
-                      {{"adapter_type", "prefix"}, {"length", generator.prefix_shape().length}});
 }
 
 }  // namespace emprl::train

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Supervised learning of responses: cross-entropy of the target tokens, for all weights or for a
-// prefix in front of frozen ones.
+// Supervised learning of responses: cross-entropy of the target tokens, for all weights or for an
+// adapter of frozen ones.
 
 #include <algorithm>
 #include <cmath>
@@ -14,8 +14,10 @@
 #include <vector>
 
 #include "emprl/data/dialogue.hpp"
+#include "emprl/io/json.hpp"
 #include "emprl/nn/prefix.hpp"
 #include "emprl/text/batching.hpp"
+#include "emprl/train/fingerprint.hpp"
 #include "emprl/train/model_folder.hpp"
 #include "emprl/train/sequence_loss.hpp"
 #include "emprl/train/t5_adaptors.hpp"
@@ -23,14 +25,15 @@
 namespace emprl::train {
 
 /// Which weights are trained.
-enum class Tuning { full, prefix };
+enum class Tuning { full, prefix, lora };
 
 /// @throws ConfigError for a name that is none
 inline Tuning tuning_of(std::string_view name) {
   if (name == "full") return Tuning::full;
   if (name == "prefix") return Tuning::prefix;
+  if (name == "lora") return Tuning::lora;
   throw ConfigError("tuning \"" + std::string(name) +
-                    "\" is unknown; full and prefix are understood.");
+                    "\" is unknown; full, prefix and lora are understood.");
 }
 
 /// Total cross-entropy of target tokens, and what it is divided by.
@@ -155,6 +158,16 @@ class PrefixTraining {
   PrefixParameters<T> flat_gradients_;
 };
 
+/// Gives a generator a new LoRA, which changes nothing until it is trained.
+/// @throws ConfigError as t5::lora_shape
+template <Scalar T>
+void start_lora(T5Weights<T, Cpu>& generator, t5::LoraConfig const& config, std::uint64_t seed) {
+  t5::LoraShape shape = t5::lora_shape(generator.config(), config);
+  t5::LoraParameters<T, Cpu> matrices(shape);
+  t5::initialise_lora(matrices, seed);
+  generator.attach_lora(std::move(shape), std::move(matrices));
+}
+
 /// The task of train::fit that teaches a generator its responses.
 template <Scalar T>
 class SequenceTask {
@@ -167,14 +180,22 @@ class SequenceTask {
     std::uint64_t seed = 42;
     index_t prefix_length = 20;
     index_t prefix_hidden = 512;
+    t5::LoraConfig lora{};  ///< of a generator that has no LoRA yet
   };
 
+  /// Prefix-tuning begins with a new prefix. LoRA goes on from the generator's, if it has one.
   /// @param train, valid encoded pairs; valid may be empty
+  /// @throws ConfigError for options out of range, or a LoRA target that is no projection
   SequenceTask(Cpu& dev, Generator<T>& generator, text::EncodedPairs const& train,
                text::EncodedPairs const& valid, Options const& options)
       : dev_(dev), generator_(generator), train_(train), valid_(valid), options_(options) {
     if (options.tuning == Tuning::full) {
       gradients_ = t5::Parameters<T, Cpu>(generator.config());
+      gradient_views_ = gradients_.views();
+    } else if (options.tuning == Tuning::lora) {
+      if (generator.lora().size() == 0) start_lora(generator, options.lora, options.seed);
+      lora_gradients_ = t5::LoraParameters<T, Cpu>(generator.lora_shape());
+      lora_gradients_.views().attach(generator.lora_shape(), gradient_views_);
     } else {
       expects<ConfigError>(options.prefix_length >= 1,
                            "prefix-tuning needs a prefix of at least one position.");
@@ -189,9 +210,13 @@ class SequenceTask {
 
   index_t examples() const { return train_.rows(); }
   std::span<T> parameters() const {
-    return prefix_ ? prefix_->parameters.span() : generator_.weights.span();
+    if (prefix_) return prefix_->parameters.span();
+    return options_.tuning == Tuning::lora ? generator_.lora().span() : generator_.weights.span();
   }
-  std::span<T> gradients() const { return prefix_ ? prefix_->gradients.span() : gradients_.span(); }
+  std::span<T> gradients() const {
+    if (prefix_) return prefix_->gradients.span();
+    return options_.tuning == Tuning::lora ? lora_gradients_.span() : gradients_.span();
+  }
 
   /// Mean cross-entropy over the tokens of some training rows; its gradient is added to
   /// gradients().
@@ -200,11 +225,32 @@ class SequenceTask {
     text::EncodedPairs const batch = text::gather_pairs(train_, rows);
     if (prefix_) prefix_->forward(dev_, generator_.prefixes());
     double const mean = sequence_loss(
-        dev_, generator_, batch.contexts.view(), batch.responses.view(), gradients_.views(),
+        dev_, generator_, batch.contexts.view(), batch.responses.view(), gradient_views_,
         prefix_ ? prefix_->prefix_gradients() : t5::Prefixes<T, Cpu>{},
-        DropoutSites(options_.dropout, options_.seed, step));
+        DropoutSites(options_.dropout, options_.seed, step, generator_.lora_shape().dropout));
     if (prefix_) prefix_->backward(dev_);
     return mean;
+  }
+
+  /// What the numbers depend on besides the parameters: how it is tuned, and, of an adapter, the
+  /// frozen weights.
+  io::Json identity() const {
+    switch (options_.tuning) {
+      case Tuning::full:
+        return {{"tuning", "full"}, {"dropout", options_.dropout}};
+      case Tuning::prefix:
+        return {{"tuning", "prefix"},
+                {"dropout", options_.dropout},
+                {"prefix_length", options_.prefix_length},
+                {"prefix_hidden", options_.prefix_hidden},
+                {"base_fingerprint", base_fingerprint()}};
+      case Tuning::lora:
+        return {{"tuning", "lora"},
+                {"dropout", options_.dropout},
+                {"lora", detail::lora_config_to_json(generator_.lora_shape(), "")},
+                {"base_fingerprint", base_fingerprint()}};
+    }
+    return {};
   }
 
   /// Mean cross-entropy a token on the validation pairs: lower is better.
@@ -220,12 +266,20 @@ class SequenceTask {
   }
 
  private:
+  std::string base_fingerprint() const {
+    Fingerprint f;
+    f.numbers(std::span<T const>(generator_.weights.span()));
+    return f.name();
+  }
+
   Cpu& dev_;
   Generator<T>& generator_;
   text::EncodedPairs const& train_;
   text::EncodedPairs const& valid_;
   Options options_;
   t5::Parameters<T, Cpu> gradients_;
+  t5::LoraParameters<T, Cpu> lora_gradients_;
+  t5::Params<T, Cpu> gradient_views_;  // of what is trained; empty where frozen
   std::unique_ptr<PrefixTraining<T>> prefix_;
 };
 
