@@ -128,7 +128,7 @@ void add_score(CLI::App& app, Common& common) {
   add_common(*command, common);
   command->footer(
       "\"logprob\" is the natural logarithm of the probability of the response and </s>;\n"
-      "\"tokens\" says how many tokens that are. \"details\" are \"ids\" and \"tokens\" (pieces),\n"
+      "\"tokens\" says how many tokens that are. \"details\" are \"ids\", \"tokens\" (pieces),\n"
       "\"logprobs\", and \"entropies\" (in nats) of the distributions that predict them.\n\n"
       "Examples:\n"
       "  emprl score --model runs/ed/generator --input pairs.jsonl --output out.jsonl\n"

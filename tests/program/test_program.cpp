@@ -405,9 +405,9 @@ TEST_CASE("program: a line's own seed is all that its response depends on", "[pr
   CHECK(many[2]["generated"] != many[0]["generated"]);
   CHECK(many[0]["generated"][0] != many[0]["generated"][1]);
   w.write("bad_seed.jsonl", dog + "5}\n" + dog + "-5}\n");
-  check_refused(w.run("generate --input bad_seed.jsonl" + flags + "c.jsonl"), 1,
+  check_refused(w.run("generate --input bad_seed.jsonl" + flags + "bad_seed_out.jsonl"), 1,
                 {"bad_seed.jsonl:2", "seed"});
-  CHECK(!fs::exists(w / "c.jsonl"));
+  CHECK(!fs::exists(w / "bad_seed_out.jsonl"));
 }
 
 TEST_CASE("program: the number of generated tokens keeps to its limits", "[program]") {
