@@ -148,6 +148,21 @@ void check_refused(Outcome const& outcome, int status, std::vector<std::string> 
   for (std::string const& name : names) CHECK_THAT(last, ContainsSubstring(name));
 }
 
+/// Annotated posts for `identify`, in the folder "posts".
+void write_posts(Workshop const& w) {
+  std::vector<std::string> const replies{"I am sorry to hear that.", "How wonderful!",
+                                         "What happened then?"};
+  std::string posts = "sp_id,rp_id,seeker_post,response_post,level,rationales\n";
+  for (std::size_t i = 0; i < 30; ++i) {
+    std::string const n = std::to_string(i);
+    posts += "s" + n + ",r" + n + ",my dog left town on day " + n + "," + replies[i % 3] + "," +
+             std::to_string(i % 3) + ",\n";
+  }
+  for (std::string const name : {"emotional-reactions", "interpretations", "explorations"}) {
+    w.write("posts/" + name + "-reddit.csv", posts);
+  }
+}
+
 std::string const generate = "generate --model model --input in.jsonl ";
 
 }  // namespace
@@ -245,6 +260,18 @@ TEST_CASE("program: tokenizer and init write folders that others can read", "[pr
     CHECK(fs::exists(w / file));
   }
   CHECK(!fs::exists(w / "model/value_head.safetensors"));
+  for (char const* file :
+       {"generation_config.json", "tokenizer_config.json", "special_tokens_map.json"}) {
+    CHECK(emprl::io::read_json_file(w / "model" / file).is_object());
+  }
+
+  // What --config says beyond the model stays.
+  Json more = emprl::io::read_json_file(w / "config.json");
+  more["task_specific_params"] = {{"prefix", "reply: "}};
+  w.write("more.json", more.dump());
+  CHECK(w.run("init --config more.json --tokenizer tok --out more").status == 0);
+  CHECK(emprl::io::read_json_file(w / "more/config.json")["task_specific_params"] ==
+        more["task_specific_params"]);
 
   Outcome const preset = w.run("init --preset tiny --tokenizer tok --out tiny --seed 1");
   INFO(preset.err);
@@ -614,17 +641,7 @@ TEST_CASE("program: align takes any program as its reward", "[program]") {
 
 TEST_CASE("program: --reward says what the mechanisms make together", "[program]") {
   auto const& w = workshop();
-  std::vector<std::string> const replies{"I am sorry to hear that.", "How wonderful!",
-                                         "What happened then?"};
-  std::string posts = "sp_id,rp_id,seeker_post,response_post,level,rationales\n";
-  for (std::size_t i = 0; i < 30; ++i) {
-    std::string const n = std::to_string(i);
-    posts += "s" + n + ",r" + n + ",my dog left town on day " + n + "," + replies[i % 3] + "," +
-             std::to_string(i % 3) + ",\n";
-  }
-  for (std::string const name : {"emotional-reactions", "interpretations", "explorations"}) {
-    w.write("posts/" + name + "-reddit.csv", posts);
-  }
+  write_posts(w);
   REQUIRE(w.run("identify --encoder model --data posts --out ids --epochs 1").status == 0);
   std::string const align =
       "align --model model --identifiers ids --data data --steps 1 --batch 4 --mini-batch 4 ";
@@ -654,6 +671,30 @@ TEST_CASE("program: --reward says what the mechanisms make together", "[program]
   check_refused(w.run(align + "--out r3 --reward mean"), 2, {"--reward", "mean"});
   check_refused(w.run("align --model model --data data --out r3 --reward-command x --reward sum"),
                 2, {"--reward-command", "--reward"});
+}
+
+TEST_CASE("program: label writes levels and, if asked, the probabilities that make them likeliest",
+          "[program]") {
+  auto const& w = workshop();
+  write_posts(w);
+  REQUIRE(w.run("identify --encoder model --data posts --out judges --epochs 1").status == 0);
+  std::string const label = "label --identifiers judges --input in.jsonl --output ";
+  REQUIRE(w.run(label + "levels.jsonl").status == 0);
+  REQUIRE(w.run(label + "both.jsonl --probabilities").status == 0);
+  std::vector<Json> const levels = w.lines("levels.jsonl");
+  std::vector<Json> const both = w.lines("both.jsonl");
+  REQUIRE(both.size() == 3);
+  for (std::size_t i = 0; i < both.size(); ++i) {
+    CHECK_FALSE(levels[i].contains("probabilities"));
+    CHECK(both[i]["levels"] == levels[i]["levels"]);
+    for (char const* const mechanism : {"er", "ip", "ex"}) {
+      auto const p = both[i]["probabilities"][mechanism].get<std::vector<double>>();
+      REQUIRE(p.size() == 3);
+      CHECK(p[0] + p[1] + p[2] == Approx(1).margin(1e-9));
+      auto const likeliest = std::max_element(p.begin(), p.end()) - p.begin();
+      CHECK(both[i]["levels"][mechanism] == likeliest);
+    }
+  }
 }
 
 TEST_CASE("program: align leaves checkpoints that others read, and goes on from the newest",
