@@ -235,6 +235,30 @@ TEST_CASE("adapter folder: prefixes and a LoRA take each other's place in a fold
   CHECK_THROWS_AS(train::save_adapter(folder / "a", g), emprl::ConfigError);
 }
 
+TEST_CASE("T5 weights: a LoRA that does not fit is refused, and the one that was there stays",
+          "[train][adapter][unit]") {
+  train::T5Weights<float> g = adapters::small();
+  adapters::add_lora(g, t5::lora_shape(g.config(), adapters::lora({"q", "wo"})));
+  Cpu dev(1);
+  auto const contexts = support::random_rows({5, 3}, g.config().vocab_size, 1);
+  auto const logits = [&] {
+    return support::run_pass<float>(dev, g.model, g.weights.views(), {}, contexts.view(),
+                                    contexts.view())
+        .logits;
+  };
+  auto const before = logits();
+  t5::Config other = g.config();
+  other.num_layers = 3;
+  auto const deeper = t5::lora_shape(other, adapters::lora({"q"}));
+  CHECK_THROWS_AS(g.attach_lora(deeper, t5::LoraParameters<float, Cpu>(deeper)),
+                  emprl::ConfigError);
+  CHECK(logits() == before);
+  CHECK(g.weights.views().encoder.blocks.size() == 2);
+  adapters::add_lora(g, t5::lora_shape(g.config(), adapters::lora({"v"})));
+  CHECK(logits() != before);
+  CHECK(g.weights.views().encoder.blocks[0].self_attention.lora_q.empty());
+}
+
 TEST_CASE("adapter folder: what is no plain LoRA of this model is refused by field or tensor",
           "[train][adapter][io]") {
   emprl::test::TemporaryFolder const folder;

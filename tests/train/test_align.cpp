@@ -411,6 +411,15 @@ TEST_CASE(
   for (float& x : adapted.lora().span()) x = 0;
   CHECK(train::likelihood(dev, copy, encoded).nats == with);
   CHECK(train::likelihood(dev, adapted, encoded).nats == base);
+  // What would not be saved with what is trained is not there.
+  for (auto const tuning : {train::Tuning::full, train::Tuning::prefix}) {
+    CHECK_THROWS_AS(train::SequenceTask<float>(dev, copy, encoded, encoded, {.tuning = tuning}),
+                    ConfigError);
+  }
+  train::Generator<float> prefixed = prefix_generator();
+  CHECK_THROWS_AS(
+      train::SequenceTask<float>(dev, prefixed, encoded, encoded, {.tuning = train::Tuning::lora}),
+      ConfigError);
   train::Generator<float> const moved = std::move(copy);
   CHECK(train::likelihood(dev, moved, encoded).nats == with);
 }

@@ -185,10 +185,15 @@ class SequenceTask {
 
   /// Prefix-tuning begins with a new prefix. LoRA goes on from the generator's, if it has one.
   /// @param train, valid encoded pairs; valid may be empty
-  /// @throws ConfigError for options out of range, or a LoRA target that is no projection
+  /// @throws ConfigError for options out of range, a LoRA target that is no projection, or an
+  /// adapter of the generator that is not what is trained, for it would not be saved with it
   SequenceTask(Cpu& dev, Generator<T>& generator, text::EncodedPairs const& train,
                text::EncodedPairs const& valid, Options const& options)
       : dev_(dev), generator_(generator), train_(train), valid_(valid), options_(options) {
+    expects<ConfigError>(options.tuning == Tuning::lora || generator.lora().size() == 0,
+                         "the model has a LoRA; merge it before anything else is trained.");
+    expects<ConfigError>(options.tuning == Tuning::prefix || generator.prefix.size() == 0,
+                         "the model has a prefix; take it away before anything else is trained.");
     if (options.tuning == Tuning::full) {
       gradients_ = t5::Parameters<T, Cpu>(generator.config());
       gradient_views_ = gradients_.views();

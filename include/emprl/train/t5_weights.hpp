@@ -44,9 +44,13 @@ struct T5Weights {
   t5::LoraShape const& lora_shape() const { return lora_shape_; }
 
   /// Takes a LoRA, in place of the one that was there.
-  /// @throws ConfigError if it does not belong to a model of this configuration
+  /// @throws ConfigError if it does not belong to a model of this configuration; the one that was
+  /// there then stays
   void attach_lora(t5::LoraShape shape, t5::LoraParameters<T, D> parameters) {
-    weights.edit_views([&](auto& p) { parameters.views().attach(shape, p); });
+    shape.model = config();
+    t5::Params<T, D> with = weights.views();
+    parameters.views().attach(shape, with);
+    weights.edit_views([&](auto& p) { p = std::move(with); });
     lora_ = std::move(parameters);
     lora_shape_ = std::move(shape);
   }
