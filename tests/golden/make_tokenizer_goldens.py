@@ -10,7 +10,7 @@ tokenizer_model/spiece.model is a copy of that model, so that the goldens do not
 version of sentencepiece that trains. Each entry has
   text   what was encoded, or "hex", its UTF-8 (texts with NUL and other control characters)
   ids    of T5Tokenizer(legacy=True), without </s>
-  back   the text that it makes of the ids but <unk>, not "cleaned up"
+  back   the text that it makes of the ids but <unk>, not "cleaned up" and without a space at the end
   fast   true where T5TokenizerFast has the same ids
 """
 
@@ -54,7 +54,8 @@ def main():
         ids = slow.encode(text, add_special_tokens=False)
         entry = {"hex": text.encode().hex()} if any(ord(c) < 32 for c in text) else {"text": text}
         entry["ids"] = ids
-        entry["back"] = slow.decode([i for i in ids if i > 2], clean_up_tokenization_spaces=False)
+        back = slow.decode([i for i in ids if i > 2], clean_up_tokenization_spaces=False)
+        entry["back"] = back.rstrip(" ")
         for limit in (200, 50):
             cut = slow(text, truncation=True, max_length=limit)["input_ids"]
             assert cut == (ids + [1] if len(ids) < limit else ids[:limit - 1] + [1])

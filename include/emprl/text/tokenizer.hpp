@@ -197,11 +197,9 @@ class SentencePieceTokenizer {
   /// @throws ShapeError for a negative id
   std::string decode(std::span<std::int32_t const> ids) const {
     std::string text;
-    bool first = true;
     auto const add = [&](std::string_view part) {
-      if (!first) text += ' ';
+      if (!text.empty() && !part.empty()) text += ' ';
       text += part;
-      first = false;
     };
     std::vector<int> run;
     auto const flush = [&] {
