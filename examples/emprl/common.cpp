@@ -153,7 +153,8 @@ std::string read_standard_input() {
 
 }  // namespace
 
-std::vector<InputLine> read_lines(fs::path const& path, std::string const& option) {
+std::vector<InputLine> read_lines(fs::path const& path, std::string const& option,
+                                  std::string const& holds) {
   bool const standard = path == "-";
   if (!standard) expect_there(path, option);
   std::string const name = standard ? "standard input" : path.string();
@@ -163,7 +164,7 @@ std::vector<InputLine> read_lines(fs::path const& path, std::string const& optio
     lines.push_back({std::move(line.value), reader.where()});
   }
   if (lines.empty()) {
-    throw IoError(name + ": the file is empty; JSON lines with a \"context\" each were expected.");
+    throw IoError(name + ": the file is empty; JSON lines with " + holds + " each were expected.");
   }
   return lines;
 }

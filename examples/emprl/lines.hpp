@@ -20,10 +20,12 @@ struct InputLine {
 };
 
 /// All lines of a file.
+/// @param holds what each line should hold, for the message about a file without lines
 /// @throws ConfigError naming the option if the file is not there; IoError naming file:line for
 /// what cannot be read, and
 ///         for a file without lines
-std::vector<InputLine> read_lines(fs::path const& path, std::string const& option);
+std::vector<InputLine> read_lines(fs::path const& path, std::string const& option,
+                                  std::string const& holds = "a \"context\"");
 
 /// A field that must be there and hold more than blanks.
 /// @throws IoError naming file:line

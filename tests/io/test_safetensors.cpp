@@ -2,9 +2,12 @@
 #include "emprl/io/safetensors.hpp"
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <map>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -41,6 +44,17 @@ std::string refusal(TemporaryFolder const& folder, std::string const& bytes) {
   std::string const message = message_of<IoError>([&] { SafeTensorsFile const file(path); });
   CHECK_THAT(message, ContainsSubstring(path.string()));
   return message;
+}
+
+/// The same for a header and the data behind it.
+std::string refused(TemporaryFolder const& folder, std::string const& header,
+                    std::string const& data) {
+  return refusal(folder, file_of(header, data));
+}
+
+SafeTensorsFile taken(TemporaryFolder const& folder, std::string const& header,
+                      std::string const& data) {
+  return SafeTensorsFile(folder.put("good.safetensors", file_of(header, data)));
 }
 
 }  // namespace
@@ -154,60 +168,225 @@ TEST_CASE("safetensors: files of the wrong length are refused", "[io][safetensor
     INFO("cut to " << n << " bytes");
     CHECK_FALSE(refusal(folder, good.substr(0, n)).empty());
   }
-  CHECK_THAT(refusal(folder, good + "x"), ContainsSubstring("after its last tensor"));
-  std::string claims_101_mb = good;
-  std::uint64_t const n = 100'000'001;
-  std::memcpy(claims_101_mb.data(), &n, 8);
-  CHECK_THAT(refusal(folder, claims_101_mb), ContainsSubstring("100000001"));
+  CHECK_THAT(refusal(folder, good + "x"), ContainsSubstring("1 bytes after its last tensor"));
 }
 
-TEST_CASE("safetensors: headers that break the format's rules are refused",
+TEST_CASE("safetensors: a header may have 100000000 bytes and not one more",
           "[io][safetensors][bad_input]") {
   TemporaryFolder const folder;
-  auto const header = [&](std::string const& text, std::string const& data = "12345678") {
-    return refusal(folder, file_of(text, data));
+  std::string claims = file_of("{}");
+  auto const claim = [&](std::uint64_t n) {
+    std::memcpy(claims.data(), &n, 8);
+    return refusal(folder, claims);
   };
+  CHECK_THAT(claim(100'000'000), ContainsSubstring("truncated"));
+  CHECK_THAT(claim(100'000'001), ContainsSubstring("the format allows 100000000"));
+  CHECK_THAT(claim(3), ContainsSubstring("truncated"));
+}
+
+TEST_CASE("safetensors: a header starts with { and may end in spaces",
+          "[io][safetensors][bad_input]") {
+  TemporaryFolder const folder;
+  std::string const a = entry("a", "F32", "[1]", "[0,4]");
+  CHECK(taken(folder, "{" + a + "}     ", "1234").names() == std::vector<std::string>{"a"});
+  CHECK(taken(folder, "{}", "").names().empty());
+  for (std::string const before : {" ", "\n", "\xEF\xBB\xBF", "["}) {
+    INFO("before: " << before);
+    CHECK_THAT(refused(folder, before + "{" + a + "}", "1234"), ContainsSubstring("start with {"));
+  }
+  CHECK_THAT(refused(folder, "", ""), ContainsSubstring("start with {"));
+  CHECK_THAT(refused(folder, "{" + a + "}x", "1234"), ContainsSubstring("not valid JSON"));
+  CHECK_THAT(refused(folder, "{" + a + "}" + std::string(1, '\0'), "1234"),
+             ContainsSubstring("not valid JSON"));
+  CHECK_THAT(refused(folder, "{\"a\":", ""), ContainsSubstring("not valid JSON"));
+}
+
+TEST_CASE("safetensors: no key appears twice in one object", "[io][safetensors][bad_input]") {
+  TemporaryFolder const folder;
+  std::string const a = entry("a", "F32", "[1]", "[0,4]");
+  CHECK_THAT(refused(folder, "{" + a + "," + a + "}", "1234"),
+             ContainsSubstring("\"a\" appears twice"));
+  // The same name, spelled with an escape.
+  CHECK_THAT(
+      refused(folder, "{" + a + "," + entry("\\u0061", "F32", "[1]", "[4,8]") + "}", "12345678"),
+      ContainsSubstring("\"a\" appears twice"));
+  for (std::string const twice :
+       {R"("dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4])",
+        R"("dtype":"F32","shape":[1],"shape":[1],"data_offsets":[0,4])",
+        R"("dtype":"F32","shape":[1],"data_offsets":[0,4],"data_offsets":[0,4])"}) {
+    INFO(twice);
+    CHECK_THAT(refused(folder, "{\"a\":{" + twice + "}}", "1234"),
+               ContainsSubstring("appears twice"));
+  }
+  CHECK_THAT(refused(folder, R"({"__metadata__":{"x":"1","x":"2"}})", ""),
+             ContainsSubstring("\"x\" appears twice"));
+  CHECK_THAT(refused(folder, R"({"__metadata__":{},"__metadata__":{}})", ""),
+             ContainsSubstring("appears twice"));
+  // One name in two objects is none twice.
+  CHECK_NOTHROW(taken(folder, R"({"__metadata__":{"a":"1"},)" + a + "}", "1234"));
+}
+
+TEST_CASE("safetensors: tensors follow one another without gap or overlap, in any order of entries",
+          "[io][safetensors][bad_input]") {
+  TemporaryFolder const folder;
   std::string const a = entry("a", "F32", "[1]", "[0,4]");
   std::string const b = entry("b", "F32", "[1]", "[4,8]");
-  CHECK_NOTHROW(SafeTensorsFile(folder.put("ok", file_of("{" + b + "," + a + "}   ", "12345678"))));
-
-  CHECK_THAT(header("{" + a + "," + a + "}"), ContainsSubstring("\"a\" appears twice"));
-  CHECK_THAT(header(R"({"a":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}})"),
-             ContainsSubstring("appears twice"));
-  CHECK_THAT(header("{" + a + "," + entry("b", "F32", "[1]", "[3,7]") + "}"),
+  CHECK(taken(folder, "{" + b + "," + a + "}", "12345678").names() ==
+        std::vector<std::string>{"a", "b"});
+  CHECK_THAT(refused(folder, "{" + a + "," + entry("b", "F32", "[1]", "[3,7]") + "}", "12345678"),
              ContainsSubstring("overlap"));
-  CHECK_THAT(header("{" + entry("b", "F32", "[1]", "[4,8]") + "}"), ContainsSubstring("gap"));
-  CHECK_THAT(header("{" + a + "}"), ContainsSubstring("4 bytes after its last tensor"));
-  CHECK_THAT(header("{" + a + "," + entry("b", "F32", "[2]", "[4,8]") + "}"),
-             ContainsSubstring("need 8"));
-  CHECK_THAT(header("{" + entry("a", "F32", "[4]", "[0,16]") + "}"),
+  CHECK_THAT(refused(folder, "{" + a + "," + entry("b", "F32", "[1]", "[0,4]") + "}", "1234"),
+             ContainsSubstring("overlap"));
+  CHECK_THAT(refused(folder, "{" + b + "}", "12345678"), ContainsSubstring("gap"));
+  CHECK_THAT(refused(folder, "{" + a + "," + entry("c", "F32", "[1]", "[5,9]") + "}", "123456789"),
+             ContainsSubstring("gap"));
+  CHECK_THAT(refused(folder, "{" + a + "}", "12345678"),
+             ContainsSubstring("4 bytes after its last tensor"));
+  CHECK_THAT(refused(folder, "{}", "1"), ContainsSubstring("1 bytes after its last tensor"));
+  CHECK_THAT(refused(folder, "{" + entry("a", "F32", "[4]", "[0,16]") + "}", "12345678"),
              ContainsSubstring("truncated"));
-  CHECK_THAT(header("{" + entry("a", "F32", "[1]", "[4,0]") + "}"),
+}
+
+TEST_CASE("safetensors: data_offsets are two whole numbers, the second not below the first",
+          "[io][safetensors][bad_input]") {
+  TemporaryFolder const folder;
+  CHECK_THAT(refused(folder, "{" + entry("a", "F32", "[1]", "[4,0]") + "}", "1234"),
              ContainsSubstring("end before they begin"));
-  CHECK_THAT(header("{" + entry("a", "F99", "[1]", "[0,4]") + "}"), ContainsSubstring("F99"));
-  // 2^62 * 4 wraps to 0, and 2^32 * 2^32 too.
-  CHECK_THAT(header("{" + entry("a", "F32", "[4611686018427387904]", "[0,0]") + "}", ""),
+  for (std::string const offsets : {"[0,4,8]", "[4]", "[]", "4", "[0,4.0]", "[-4,0]", "[\"0\",4]",
+                                    "[0,18446744073709551616]", "null", "{\"0\":4}"}) {
+    INFO(offsets);
+    CHECK_THAT(refused(folder, "{" + entry("a", "F32", "[1]", offsets) + "}", "1234"),
+               ContainsSubstring("data_offsets"));
+  }
+  CHECK_THAT(
+      refused(folder,
+              "{" + entry("a", "F32", "[1]", "[18446744073709551611,18446744073709551615]") + "}",
+              "1234"),
+      ContainsSubstring("truncated"));
+}
+
+TEST_CASE("safetensors: a type is one of the format's", "[io][safetensors][bad_input]") {
+  TemporaryFolder const folder;
+  for (std::string const type : {"F99", "f32", "F32 ", "", "FLOAT"}) {
+    INFO(type);
+    CHECK_THAT(refused(folder, "{" + entry("a", type, "[1]", "[0,4]") + "}", "1234"),
+               ContainsSubstring("unknown type \"" + type + "\""));
+  }
+  CHECK_THAT(refused(folder, R"({"a":{"dtype":7,"shape":[1],"data_offsets":[0,4]}})", "1234"),
+             ContainsSubstring("dtype is not a string"));
+}
+
+TEST_CASE("safetensors: shape times type is the number of bytes, by products that are checked",
+          "[io][safetensors][bad_input]") {
+  TemporaryFolder const folder;
+  auto const refused_shape = [&](std::string const& shape, std::string const& offsets,
+                                 std::string const& data, std::string const& type = "F32") {
+    INFO(shape);
+    return refused(folder, "{" + entry("a", type, shape, offsets) + "}", data);
+  };
+  CHECK_THAT(refused_shape("[2]", "[0,4]", "1234"), ContainsSubstring("need 8"));
+  CHECK_THAT(refused_shape("[1]", "[0,8]", "12345678"), ContainsSubstring("need 4"));
+  CHECK_THAT(refused_shape("[0]", "[0,4]", "1234"), ContainsSubstring("need 0"));
+  CHECK_THAT(refused_shape("[]", "[0,8]", "12345678"), ContainsSubstring("need 4"));
+  // 2^62 * 4 wraps to 0, and 2^32 * 2^32 too; so does what a factor of 0 would hide.
+  CHECK_THAT(refused_shape("[4611686018427387904]", "[0,0]", ""), ContainsSubstring("no memory"));
+  CHECK_THAT(refused_shape("[4294967296,4294967296]", "[0,0]", "", "U8"),
              ContainsSubstring("no memory"));
-  CHECK_THAT(header("{" + entry("a", "U8", "[4294967296,4294967296]", "[0,0]") + "}", ""),
+  CHECK_THAT(refused_shape("[4294967296,4294967296,0]", "[0,0]", "", "U8"),
              ContainsSubstring("no memory"));
-  CHECK_THAT(header("{" + entry("a", "F32", "[-1]", "[0,4]") + "}"),
-             ContainsSubstring("whole number"));
-  CHECK_THAT(header("{" + entry("a", "F32", "[1.5]", "[0,4]") + "}"),
-             ContainsSubstring("whole number"));
-  CHECK_THAT(header("{" + entry("a", "F32", "[99999999999999999999]", "[0,4]") + "}"),
-             ContainsSubstring("whole number"));
-  CHECK_THAT(header("{" + entry("a", "F32", "[1]", "[0,4,8]") + "}"),
-             ContainsSubstring("data_offsets"));
-  CHECK_THAT(header("{" + entry("a", "F32", "1", "[0,4]") + "}"), ContainsSubstring("not a list"));
-  CHECK_THAT(header(R"({"a":7})"), ContainsSubstring("entry"));
-  CHECK_THAT(header(R"({"__metadata__":[]})"), ContainsSubstring("__metadata__"));
-  CHECK_THAT(header(R"({"__metadata__":{"x":1}})"), ContainsSubstring("not a string"));
-  CHECK_THAT(header(" {}"), ContainsSubstring("start with {"));
-  CHECK_THAT(header("[]"), ContainsSubstring("start with {"));
-  CHECK_THAT(header("{\"a\":"), ContainsSubstring("not valid JSON"));
-  CHECK_THAT(header("{\"\xFF\":1}"), ContainsSubstring("UTF-8"));
+  for (std::string const extent : {"-1", "1.5", "1.0", "99999999999999999999", "true", "\"1\"",
+                                   "null", "[1]", "9223372036854775808"}) {
+    CHECK_THAT(refused_shape("[" + extent + "]", "[0,4]", "1234"),
+               ContainsSubstring("whole number"));
+  }
+  CHECK_THAT(refused_shape("1", "[0,4]", "1234"), ContainsSubstring("not a list"));
+}
+
+TEST_CASE("safetensors: tensors without elements lie anywhere between others",
+          "[io][safetensors][unit]") {
+  TemporaryFolder const folder;
+  auto const file =
+      taken(folder,
+            "{" + entry("first", "F32", "[0]", "[0,0]") + "," + entry("a", "U8", "[2]", "[0,2]") +
+                "," + entry("between", "F64", "[3,0]", "[2,2]") + "," +
+                entry("same", "I8", "[0]", "[2,2]") + "," + entry("b", "U8", "[1]", "[2,3]") + "," +
+                entry("last", "F16", "[0,7]", "[3,3]") + "}",
+            "xyz");
+  CHECK(file.names().size() == 6);
+  for (char const* name : {"first", "between", "same", "last"}) {
+    CHECK(file.info(name).size() == 0);
+    CHECK(file.bytes(name).empty());
+  }
+  CHECK(file.info("between").shape == std::vector<index_t>{3, 0});
+  CHECK(file.bytes("b") == std::vector<std::byte>{std::byte{'z'}});
+  CHECK_THAT(refused(folder,
+                     "{" + entry("a", "U8", "[2]", "[0,2]") + "," +
+                         entry("inside", "U8", "[0]", "[1,1]") + "}",
+                     "xy"),
+             ContainsSubstring("overlap"));
+}
+
+TEST_CASE("safetensors: a shape without extents is one element", "[io][safetensors][unit]") {
+  TemporaryFolder const folder;
+  float const x = 2.5F;
+  std::string data(4, '\0');
+  std::memcpy(data.data(), &x, 4);
+  auto const file = taken(folder, "{" + entry("a", "F32", "[]", "[0,4]") + "}", data);
+  CHECK(file.info("a").shape.empty());
+  CHECK(file.info("a").size() == 1);
+  float back = 0;
+  file.copy_to("a", std::span(&back, 1), {});
+  CHECK(back == x);
+}
+
+TEST_CASE("safetensors: an entry is a type, a shape and offsets", "[io][safetensors][bad_input]") {
+  TemporaryFolder const folder;
+  for (std::string const value :
+       {"7", "[]", "{}", "null", R"({"dtype":"U8","shape":[1]})",
+        R"({"dtype":"U8","data_offsets":[0,1]})", R"({"shape":[1],"data_offsets":[0,1]})",
+        R"({"dtype":"U8","shape":[1],"data_offsets":[0,1],"more":0})"}) {
+    INFO(value);
+    CHECK_THAT(refused(folder, "{\"a\":" + value + "}", "x"), ContainsSubstring("entry"));
+  }
+}
+
+TEST_CASE("safetensors: metadata are texts by name", "[io][safetensors][bad_input]") {
+  TemporaryFolder const folder;
+  CHECK(taken(folder, R"({"__metadata__":{"format":"pt","":"empty"}})", "").metadata() ==
+        std::map<std::string, std::string>{{"format", "pt"}, {"", "empty"}});
+  for (std::string const value : {"[]", "\"x\"", "null", "1"}) {
+    INFO(value);
+    CHECK_THAT(refused(folder, "{\"__metadata__\":" + value + "}", ""),
+               ContainsSubstring("__metadata__"));
+  }
+  for (std::string const value : {"1", "null", "[\"x\"]", "{\"y\":\"z\"}", "true"}) {
+    INFO(value);
+    CHECK_THAT(refused(folder, "{\"__metadata__\":{\"x\":" + value + "}}", ""),
+               ContainsSubstring("metadata \"x\" that is not a string"));
+  }
+}
+
+TEST_CASE("safetensors: a header is UTF-8", "[io][safetensors][bad_input]") {
+  TemporaryFolder const folder;
+  CHECK(
+      taken(folder, "{" + entry("\xC3\xA9", "U8", "[1]", "[0,1]") + "}", "x").contains("\xC3\xA9"));
+  // A byte that begins nothing, an overlong form, a surrogate, beyond U+10FFFF, and one cut short.
+  for (std::string const bytes :
+       {"\xFF", "\xC0\x80", "\xED\xA0\x80", "\xF4\x90\x80\x80", "\xE2\x96"}) {
+    CHECK_THAT(refused(folder, "{" + entry("a" + bytes, "U8", "[1]", "[0,1]") + "}", "x"),
+               ContainsSubstring("UTF-8"));
+  }
+  CHECK_THAT(refused(folder, R"({"__metadata__":{"x":"\ud800"}})", ""),
+             ContainsSubstring("not valid JSON"));
+}
+
+TEST_CASE("safetensors: a header that is nested deeply is refused before it is built",
+          "[io][safetensors][bad_input]") {
+  TemporaryFolder const folder;
   std::string const deep = std::string(200'000, '[') + std::string(200'000, ']');
-  CHECK_THAT(header("{\"a\":" + deep + "}"), ContainsSubstring("nested"));
+  CHECK_THAT(refused(folder, "{\"a\":" + deep + "}", ""), ContainsSubstring("nested"));
+  CHECK_THAT(refused(folder, "{\"a\":" + std::string(200'000, '[') + "}", ""),
+             ContainsSubstring("nested"));
 }
 
 TEST_CASE("safetensors: an empty set of tensors is a valid file", "[io][safetensors][unit]") {

@@ -30,6 +30,7 @@ TEST_CASE("program: it was not built, so there is nothing to hold it to", "[prog
 #include "emprl/io/file.hpp"
 #include "emprl/io/json.hpp"
 #include "emprl/io/json_lines.hpp"
+#include "emprl/text/tokenizer.hpp"
 
 namespace {
 
@@ -293,6 +294,56 @@ TEST_CASE("program: tokenizer and init write folders that others can read", "[pr
   w.write("small.json", small.dump());
   check_refused(w.run("init --config small.json --tokenizer tok --out m3"), 2,
                 {"120", "vocabulary"});
+}
+
+TEST_CASE("program: tokenizer encodes and decodes JSON lines", "[program]") {
+  auto const& w = workshop();
+  w.write("texts.jsonl",
+          "{\"n\": 1, \"text\": \"my dog  left town\"}\n{\"text\": \"\"}\n"
+          "{\"text\": \"my <extra_id_0> dog</s>\", \"more\": [1]}\n"
+          "{\"text\": \"a\\u0000b \\ud83d\\ude42\"}\n");
+  Outcome const encoded = w.run("tokenizer --model tok --encode texts.jsonl --output ids.jsonl");
+  INFO(encoded.err);
+  REQUIRE(encoded.status == 0);
+  emprl::text::SentencePieceTokenizer const tokenizer(w / "tok/spiece.model");
+  auto const texts = w.lines("texts.jsonl");
+  auto const ids = w.lines("ids.jsonl");
+  REQUIRE(ids.size() == texts.size());
+  for (std::size_t i = 0; i < texts.size(); ++i) {
+    Json expected = texts[i];
+    expected["ids"] = tokenizer.encode(texts[i]["text"].get<std::string>());
+    CHECK(ids[i] == expected);
+  }
+  Outcome const decoded = w.run("tokenizer --model tok/spiece.model --decode ids.jsonl");
+  INFO(decoded.err);
+  REQUIRE(decoded.status == 0);
+  CHECK_THAT(decoded.out, ContainsSubstring("\"text\":\"my dog left town\""));
+  CHECK_THAT(decoded.out, ContainsSubstring("\"text\":\"my <extra_id_0> dog"));
+
+  REQUIRE(w.run("tokenizer --model tok --encode texts.jsonl --max-tokens 3 --output cut.jsonl")
+              .status == 0);
+  auto const cut = w.lines("cut.jsonl");
+  CHECK(cut[0]["ids"].size() == 3);
+  CHECK(cut[0]["ids"].back() == 1);
+  CHECK(cut[1]["ids"] == Json::array({1}));
+
+  check_refused(w.run("tokenizer --model tok"), 2, {"--encode", "--decode"});
+  check_refused(w.run("tokenizer --encode texts.jsonl"), 2, {"--model"});
+  check_refused(w.run("tokenizer --model tok --encode texts.jsonl --decode ids.jsonl"), 2,
+                {"--encode", "--decode"});
+  check_refused(w.run("tokenizer --model tok --decode ids.jsonl --max-tokens 3"), 2,
+                {"--max-tokens"});
+  check_refused(w.run("tokenizer --out t9"), 2, {"--input"});
+  check_refused(w.run("tokenizer --input data"), 2, {"--out"});
+  check_refused(w.run("tokenizer --model absent --encode texts.jsonl"), 2, {"--model", "absent"});
+  check_refused(w.run("tokenizer --model tok --decode texts.jsonl"), 1, {"texts.jsonl:1", "ids"});
+  check_refused(w.run("tokenizer --model tok --encode in.jsonl"), 1, {"in.jsonl:1", "text"});
+  for (std::string const bad : {"-1", "2147483648", "1.5", "\"3\""}) {
+    w.write("bad_ids.jsonl", "{\"ids\": [3]}\n{\"ids\": [3, " + bad + "]}\n");
+    check_refused(w.run("tokenizer --model tok --decode bad_ids.jsonl --output absent.jsonl"), 1,
+                  {"bad_ids.jsonl:2", bad});
+    CHECK(!fs::exists(w / "absent.jsonl"));
+  }
 }
 
 TEST_CASE("program: unknown fields pass through in order, and generated text is added",

@@ -44,7 +44,7 @@ TEST_CASE("tokenizer: text comes back and sentinels lie above the pieces",
   expected.push_back(pieces);
   CHECK(tokenizer.encode("dog <extra_id_0> happy<extra_id_99>") == expected);
   CHECK(tokenizer.encode("dog<extra_id_0>happy <extra_id_99>") == expected);
-  CHECK(tokenizer.decode(expected) == "dog<extra_id_0> happy<extra_id_99>");
+  CHECK(tokenizer.decode(expected) == "dog <extra_id_0> happy <extra_id_99>");
   CHECK(tokenizer.encode("<extra_id_1><extra_id_1>") == Ids{pieces + 98, pieces + 98});
   for (char const* text_only :
        {"<extra_id_100>", "<extra_id_>", "<extra_id_07>", "<extra_id_1", "<extra_id_-1>"}) {

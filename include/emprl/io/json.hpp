@@ -6,7 +6,9 @@
 // built.
 
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
+#include <limits>
 #include <set>
 #include <string>
 #include <string_view>
@@ -93,6 +95,21 @@ inline Json parse_json(std::string_view text, std::string const& where,
     }
     throw IoError(where + ": this is not valid JSON (" + std::string(reason) + ").");
   }
+}
+
+/// The whole number that a JSON value holds. Reading one from a number with a fraction would cut
+/// it, and from one beyond the range of 64 bits is undefined behaviour; nlohmann-json does both
+/// without a word.
+/// @throws IoError that begins with `where` for anything but a whole number of 64 bits
+inline std::int64_t whole_number(Json const& value, std::string const& where) {
+  bool const beyond = value.is_number_unsigned() &&
+                      value.get<std::uint64_t>() >
+                          static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
+  if (!value.is_number_integer() || beyond) {
+    throw IoError(where + ": a whole number was expected, not " +
+                  value.dump(-1, ' ', true, Json::error_handler_t::replace).substr(0, 40) + ".");
+  }
+  return value.get<std::int64_t>();
 }
 
 /// Reads a file that holds one JSON object.

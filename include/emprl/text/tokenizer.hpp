@@ -2,10 +2,27 @@
 #pragma once
 
 // T5's tokenizer: a sentencepiece unigram model and 100 sentinels above its pieces, <extra_id_k> =
-// pieces + 99 - k (Raffel et al. 2020). Sentinels are recognised in text; "</s>", "<pad>" and
-// "<unk>" are not: in text from outside they are text, so that nobody ends a sequence by writing
-// so.
+// pieces + 99 - k (Raffel et al. 2020).
+//
+// Of transformers' tokenizers, which differ among themselves, this one follows T5Tokenizer with
+// legacy=True, the default: it is sentencepiece itself, by which T5 was trained, and so are its ids
+// and its text, with these conventions:
+//   sentinels   are recognised in text as they are spelled, before normalisation. White space on
+//               either side goes; what follows starts a word ("<extra_id_0>b" and "<extra_id_0> b"
+//               are the same). Decoded, a sentinel has a space on each side. (legacy=False joins
+//               what follows to the sentinel; T5TokenizerFast decodes "dog<extra_id_0> happy".)
+//   spaces      at the ends of a text are dropped, in both directions, and several are one.
+//   specials    "</s>", "<pad>" and "<unk>" in text from outside are text, so that nobody ends a
+//               sequence by writing so. Here alone this differs from T5Tokenizer, which makes the
+//               special tokens of them. Decoded, the special tokens give nothing, as with
+//               skip_special_tokens=True.
+//   bytes       NUL is a character like others. A byte that is not UTF-8 counts as U+FFFD would if
+//               the normalisation left it: <unk>.
+// T5TokenizerFast is another normaliser (grapheme by grapheme) and breaks ties between equally
+// likely pieces otherwise: on text with combining marks, or one letter hundreds of times, its ids
+// are not T5Tokenizer's. tests/live/tokenizer.py compares.
 
+#include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
@@ -60,6 +77,62 @@ inline std::optional<SentinelMatch> match_sentinel(std::string_view text) {
   return SentinelMatch{number, at + 1};
 }
 
+/// The white space that goes from around sentinels: Python's, of which sentencepiece's
+/// normalisation does not know all.
+inline constexpr std::string_view white_space[] = {" ",
+                                                   "\t",
+                                                   "\n",
+                                                   "\v",
+                                                   "\f",
+                                                   "\r",
+                                                   "\x1C",
+                                                   "\x1D",
+                                                   "\x1E",
+                                                   "\x1F",
+                                                   "\xC2\x85",
+                                                   "\xC2\xA0",
+                                                   "\xE1\x9A\x80",
+                                                   "\xE2\x80\x80",
+                                                   "\xE2\x80\x81",
+                                                   "\xE2\x80\x82",
+                                                   "\xE2\x80\x83",
+                                                   "\xE2\x80\x84",
+                                                   "\xE2\x80\x85",
+                                                   "\xE2\x80\x86",
+                                                   "\xE2\x80\x87",
+                                                   "\xE2\x80\x88",
+                                                   "\xE2\x80\x89",
+                                                   "\xE2\x80\x8A",
+                                                   "\xE2\x80\xA8",
+                                                   "\xE2\x80\xA9",
+                                                   "\xE2\x80\xAF",
+                                                   "\xE2\x81\x9F",
+                                                   "\xE3\x80\x80"};
+
+inline std::string_view without_space_before(std::string_view text) {
+  for (bool found = true; found;) {
+    found = false;
+    for (std::string_view const space : white_space) {
+      if (!text.starts_with(space)) continue;
+      text.remove_prefix(space.size());
+      found = true;
+    }
+  }
+  return text;
+}
+
+inline std::string_view without_space_behind(std::string_view text) {
+  for (bool found = true; found;) {
+    found = false;
+    for (std::string_view const space : white_space) {
+      if (!text.ends_with(space)) continue;
+      text.remove_suffix(space.size());
+      found = true;
+    }
+  }
+  return text;
+}
+
 }  // namespace detail
 
 /// A sentencepiece model with T5's sentinels. Const and safe to use from several threads.
@@ -101,40 +174,42 @@ class SentencePieceTokenizer {
   /// The ids of a text, without `</s>`.
   std::vector<std::int32_t> encode(std::string_view text) const {
     std::vector<std::int32_t> ids;
-    std::size_t begin = 0;
-    if (!first_sentinel_is_piece_) {
-      for (std::size_t at = text.find(detail::sentinel_prefix); at != std::string_view::npos;
-           at = text.find(detail::sentinel_prefix, at)) {
-        auto const sentinel = detail::match_sentinel(text.substr(at));
-        if (!sentinel) {
-          ++at;
-          continue;
-        }
-        append(ids, text.substr(begin, at - begin));
-        ids.push_back(sentinel_id(sentinel->number));
-        at += sentinel->length;
-        begin = at;
+    std::string_view rest = text;
+    std::size_t at =
+        first_sentinel_is_piece_ ? std::string_view::npos : rest.find(detail::sentinel_prefix);
+    while (at != std::string_view::npos) {
+      auto const sentinel = detail::match_sentinel(rest.substr(at));
+      if (!sentinel) {
+        at = rest.find(detail::sentinel_prefix, at + 1);
+        continue;
       }
+      append(ids, detail::without_space_behind(rest.substr(0, at)));
+      ids.push_back(sentinel_id(sentinel->number));
+      rest = detail::without_space_before(rest.substr(at + sentinel->length));
+      at = rest.find(detail::sentinel_prefix);
     }
-    append(ids, text.substr(begin));
+    append(ids, rest);
     return ids;
   }
 
   /// The text of ids. `<pad>`, `</s>`, `<unk>` and ids from size() on give nothing; sentinels give
-  /// "<extra_id_k>".
+  /// "<extra_id_k>", with a space on each side.
   /// @throws ShapeError for a negative id
   std::string decode(std::span<std::int32_t const> ids) const {
     std::string text;
+    auto const add = [&](std::string_view part) {
+      if (!text.empty() && !part.empty()) text += ' ';
+      text += part;
+    };
     std::vector<int> run;
     auto const flush = [&] {
       if (run.empty()) return;
-      // The space that a word's first piece stands for is dropped at the start of a text only.
-      bool const starts_word = processor_->IdToPiece(run.front()).starts_with(word_mark);
-      if (starts_word && !text.empty()) text += ' ';
       std::string part;
       auto const status = processor_->Decode(run, &part);
       expects(status.ok(), "sentencepiece could not decode: " + std::string(status.message()));
-      text += part;
+      std::string_view bare = part;
+      bare.remove_prefix(std::min(bare.find_first_not_of(' '), bare.size()));
+      add(bare.substr(0, bare.find_last_not_of(' ') + 1));
       run.clear();
     };
     for (std::int32_t const id : ids) {
@@ -142,7 +217,7 @@ class SentencePieceTokenizer {
       if (id >= pieces_) {
         if (id >= size()) continue;
         flush();
-        text += std::string(detail::sentinel_prefix) + std::to_string(pieces_ + 99 - id) + ">";
+        add(std::string(detail::sentinel_prefix) + std::to_string(pieces_ + 99 - id) + ">");
       } else if (!processor_->IsControl(id) && !processor_->IsUnknown(id)) {
         run.push_back(id);
       }
@@ -184,9 +259,6 @@ class SentencePieceTokenizer {
   std::string const& serialized() const { return bytes_; }
 
  private:
-  /// U+2581, which stands for a space.
-  static constexpr std::string_view word_mark = "\xE2\x96\x81";
-
   static std::string read(std::filesystem::path const& path) {
     std::error_code error;
     if (std::filesystem::is_directory(path, error)) {

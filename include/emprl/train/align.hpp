@@ -169,7 +169,7 @@ inline io::Json to_json(rl::PpoState const& s) {
 inline rl::PpoState ppo_state_from_json(io::Json const& json, std::string const& where) {
   try {
     rl::PpoState s;
-    s.step = json.at("step").get<std::int64_t>();
+    s.step = io::whole_number(json.at("step"), where);
     s.score_moments.mean = json.at("score_mean").get<double>();
     s.score_moments.variance = json.at("score_variance").get<double>();
     s.score_moments.deviation = json.at("score_deviation").get<double>();
@@ -209,7 +209,7 @@ inline io::Json to_json(JudgedSteps const& j) {
 
 inline JudgedSteps judged_from_json(io::Json const& json, std::string const& where) {
   try {
-    return {json.at("score_sum").get<double>(), json.at("steps").get<index_t>()};
+    return {json.at("score_sum").get<double>(), io::whole_number(json.at("steps"), where)};
   } catch (io::Json::exception const&) {
     throw IoError(where + ": this is not the state of PPO.");
   }

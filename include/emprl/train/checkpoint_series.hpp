@@ -100,7 +100,7 @@ inline std::optional<CheckpointEntry> read_entry(std::filesystem::path const& fo
   if (!std::filesystem::is_regular_file(path, ignored)) return std::nullopt;
   io::Json const json = io::read_json_file(path);
   try {
-    if (json.at("step").get<index_t>() != step) return std::nullopt;
+    if (io::whole_number(json.at("step"), path.string()) != step) return std::nullopt;
     CheckpointEntry entry{step, folder, {}};
     if (!json.at("score").is_null()) entry.score = json.at("score").get<double>();
     return entry;

@@ -124,14 +124,14 @@ inline io::Json to_json(FitState const& s) {
 inline FitState fit_state_from_json(io::Json const& json, std::string const& where) {
   try {
     FitState s;
-    s.step = json.at("step").get<index_t>();
-    s.epoch = json.at("epoch").get<index_t>();
-    s.batch = json.at("batch").get<index_t>();
+    s.step = io::whole_number(json.at("step"), where);
+    s.epoch = io::whole_number(json.at("epoch"), where);
+    s.batch = io::whole_number(json.at("batch"), where);
     s.loss_sum = json.at("loss_sum").get<double>();
     for (auto const& e : json.at("epochs")) {
       s.result.epochs.push_back({e.at(0).get<double>(), e.at(1).get<double>()});
     }
-    s.result.best_epoch = json.at("best_epoch").get<index_t>();
+    s.result.best_epoch = io::whole_number(json.at("best_epoch"), where);
     s.result.best_loss = json.at("best_loss").get<double>();
     return s;
   } catch (io::Json::exception const&) {
