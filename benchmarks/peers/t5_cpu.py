@@ -94,10 +94,7 @@ class Transformers:
         if beams > 1:
             timed("beams", lambda: decode(num_beams=beams, early_stopping=False))
         timed("greedy", lambda: decode(num_beams=1))
-        model.train()
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
+        # In eval mode still: attention draws its dropout from a number that no module shows.
         optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
         losses = []
 

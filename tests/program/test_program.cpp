@@ -801,7 +801,7 @@ TEST_CASE("program: finetune --log-batches names the pairs of every step", "[pro
   for (std::size_t i = 0; i < 6; ++i) {
     CHECK(batches[i].at("step") == steps.at(i));
     CHECK(batches[i].at("epoch") == i / 3 + 1);
-    CHECK(batches[i].at("pairs").size() == (i % 3 == 2 ? 10 : 25));
+    CHECK(batches[i].at("pairs").size() == (i % 3 == 2 ? 10u : 25u));
     for (auto const& name : batches[i].at("pairs")) {
       names[i / 3].push_back(name.get<std::string>());
       CHECK_THAT(names[i / 3].back(), ContainsSubstring("train.jsonl:"));
