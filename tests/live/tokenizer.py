@@ -17,8 +17,8 @@ Not compared, because the program differs on purpose:
   whoever writes "</s>" ends a sequence; here they are text,
   T5Tokenizer(legacy=False): it joins what follows a sentinel to it, as no trained T5 has seen it,
   bytes that are not UTF-8: Python's texts cannot hold them.
-  ties: sentencepiece 0.2.2 and later choose otherwise between cuts of a text that are equally likely
-  ("A ww w" or "A w ww"). With such a version, ids that differ and have the same pieces' sum of
+  ties: sentencepiece after 0.2.1 chooses otherwise between cuts of a text that are equally likely
+  ("A ww w" or "A w ww"; seen with 0.2.3). With such a version, ids that differ and have the same pieces' sum of
   scores and the same text are counted apart. Up to 0.2.1 there must be none.
 Counted, but no failure: where the ids of T5TokenizerFast differ from those of T5Tokenizer. It
 normalises grapheme by grapheme, breaks ties between equally likely pieces otherwise, and sees
