@@ -3,8 +3,6 @@
 // Between an engine (libFuzzer, or standalone.cpp) and the targets: chooses the one that --target
 // names, and holds the memory that each input takes against its bound.
 
-#include <sanitizer/allocator_interface.h>
-
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -17,6 +15,11 @@
 extern "C" {
 int LLVMFuzzerInitialize(int* argc, char*** argv);
 int LLVMFuzzerTestOneInput(std::uint8_t const* data, std::size_t size);
+
+// Of AddressSanitizer's runtime; g++ 12 comes with that and without the header that says so.
+int __sanitizer_install_malloc_and_free_hooks(void (*on_malloc)(void const volatile*, std::size_t),
+                                              void (*on_free)(void const volatile*));
+std::size_t __sanitizer_get_allocated_size(void const volatile* pointer);
 }
 
 namespace emprl::fuzz {
@@ -28,6 +31,9 @@ Targets const& all_targets() {
     for (auto const part : {io_targets, text_targets, train_targets}) {
       for (Target const& target : part()) targets.push_back(target);
     }
+#ifdef EMPRL_FUZZ_FOLDERS
+    for (Target const& target : folder_targets()) targets.push_back(target);
+#endif
     return targets;
   }();
   return all;
@@ -44,8 +50,7 @@ void on_malloc(void const volatile*, std::size_t bytes) {
 
 void on_free(void const volatile* pointer) {
   if (pointer == nullptr) return;
-  void const* const plain = const_cast<void const*>(pointer);
-  live -= static_cast<std::int64_t>(__sanitizer_get_allocated_size(plain));
+  live -= static_cast<std::int64_t>(__sanitizer_get_allocated_size(pointer));
 }
 
 }  // namespace

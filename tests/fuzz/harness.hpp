@@ -111,6 +111,7 @@ class ScratchFolder {
   std::filesystem::path path_;
 };
 
+Targets folder_targets();
 Targets io_targets();
 Targets text_targets();
 Targets train_targets();

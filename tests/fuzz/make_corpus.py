@@ -211,7 +211,28 @@ def write_models():
     put("tokenizer_text", "negative_id", struct.pack("<2i", 3, -1))
 
 
+def write_folders():
+    one, two = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    index = {"metadata": {"total_size": 12}, "weight_map": {"a": one, "b": two}}
+    put("weight_index", "two", json.dumps(index))
+    put("weight_index", "float_size", json.dumps({**index, "metadata": {"total_size": 12.0}}))
+    put("weight_index", "missing", json.dumps({"weight_map": {"a": one, "b": "x.safetensors"}}))
+    put("weight_index", "swapped", json.dumps({"weight_map": {"a": two, "b": one}}))
+    put("weight_index", "outside", json.dumps({"weight_map": {"a": "../" + one}}))
+    put("weight_index", "twice", '{"weight_map":{"a":"%s","a":"%s"}}' % (one, two))
+    put("weight_index", "empty", '{"weight_map":{}}')
+    fast = {"model": {"type": "Unigram", "unk_id": 2, "vocab": [["<pad>", 0.0], ["</s>", 0.0],
+                                                                 ["<unk>", 0.0], ["\u2581a", -2.5]]},
+            "added_tokens": [{"id": 0, "content": "<pad>"}, {"id": 4, "content": "<extra_id_0>"}]}
+    put("fast_tokenizer", "small", json.dumps(fast))
+    put("fast_tokenizer", "no_list", json.dumps({**fast, "added_tokens": None}))
+    put("fast_tokenizer", "other_type", json.dumps({"model": {"type": "BPE", "vocab": {}}}))
+    put("fast_tokenizer", "bad_entries", json.dumps(
+        {"model": {"vocab": [["a", "b"], [1]]}, "added_tokens": [{"id": 1e300, "content": 1}]}))
+
+
 write_safetensors()
+write_folders()
 write_json()
 write_csv()
 write_models()

@@ -67,6 +67,7 @@ void json(std::string_view bytes) {
   require(taken || !unique, "what the strict reader takes, the other takes");
   if (!taken) return;
   require(io::is_valid_utf8(bytes), "JSON is UTF-8");
+  require(bytes.find('\0') == std::string_view::npos, "nothing is passed over after a NUL");
   require(!unique || strict == value, "without duplicate keys both readers agree");
   require(io::json_depth(bytes) <= io::max_json_depth, "the depth is bounded");
   auto const line = io::to_json_line(value);

@@ -30,3 +30,14 @@ TEST_CASE("json: whole numbers of 64 bits are read and nothing is cut to one", "
                ContainsSubstring("state.json: a whole number was expected"));
   }
 }
+
+TEST_CASE("json: nothing after a NUL is passed over", "[io][json][bad_input]") {
+  using namespace std::string_literals;
+  for (std::string const& text :
+       {"{}\0"s, "{}\0{\"a\":"s, "{\"a\":\0 1}"s, "\0{}"s, "[\"a\0b\"]"s}) {
+    CHECK_THAT(message_of<IoError>([&] { parse_json(text, "x.json"); }),
+               ContainsSubstring("x.json: this is not valid JSON") && ContainsSubstring("NUL"));
+  }
+  // Written with an escape it is a character like others.
+  CHECK(parse_json(R"(["a\u0000b"])", "x")[0] == "a\0b"s);
+}

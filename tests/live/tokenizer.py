@@ -17,6 +17,9 @@ Not compared, because the program differs on purpose:
   whoever writes "</s>" ends a sequence; here they are text,
   T5Tokenizer(legacy=False): it joins what follows a sentinel to it, as no trained T5 has seen it,
   bytes that are not UTF-8: Python's texts cannot hold them.
+  ties: sentencepiece after 0.2.1 chooses otherwise between cuts of a text that are equally likely
+  ("A ww w" or "A w ww"; seen with 0.2.3). With such a version, ids that differ and have the same pieces' sum of
+  scores and the same text are counted apart. Up to 0.2.1 there must be none.
 Counted, but no failure: where the ids of T5TokenizerFast differ from those of T5Tokenizer. It
 normalises grapheme by grapheme, breaks ties between equally likely pieces otherwise, and sees
 sentinels in text that is one only after normalisation (<extra_id_0> in full width).
@@ -108,11 +111,17 @@ def apply(program, model, lines, *options):
 
 
 class Differences:
-    def __init__(self):
+    def __init__(self, tie):
         self.total = 0
+        self.tie = tie
 
-    def report(self, name, texts, ours, theirs, counts=True):
+    def report(self, name, texts, ours, theirs, counts=True, ids=True):
         bad = [i for i in range(len(texts)) if ours[i] != theirs[i]]
+        if counts and ids:
+            ties = [i for i in bad if self.tie(ours[i], theirs[i])]
+            bad = [i for i in bad if i not in set(ties)]
+            if ties:
+                print(f"{name}: {len(ties)} ties broken otherwise")
         self.total += len(bad) if counts else 0
         note = "" if counts else " (for information)"
         print(f"{name}: {len(texts)} compared, {len(bad)} different{note}")
@@ -130,6 +139,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     try:
+        import sentencepiece
         import transformers
         from transformers import T5Tokenizer, T5TokenizerFast
     except ImportError as error:
@@ -140,7 +150,8 @@ def main():
     if not (model / "spiece.model").exists():
         print(f"skipped: there is no {model / 'spiece.model'}; set EMPRL_DATA or give --model")
         return SKIPPED
-    print(f"transformers {transformers.__version__}, seed {arguments.seed}")
+    print(f"transformers {transformers.__version__}, sentencepiece {sentencepiece.__version__}, "
+          f"seed {arguments.seed}")
     transformers.logging.set_verbosity_error()
     spiece = str(model / "spiece.model")
     slow = T5Tokenizer(spiece, legacy=True)
@@ -153,7 +164,21 @@ def main():
     else:
         print(f"left out: there is no {dialogues}")
 
-    differences = Differences()
+    pieces = slow.sp_model.get_piece_size()
+    breaks_ties = tuple(int(n) for n in sentencepiece.__version__.split(".")[:3]) >= (0, 2, 2)
+
+    def tie(a, b):
+        if not breaks_ties:
+            return False
+
+        def sums(ids):
+            plain = [i for i in ids if i < pieces]
+            return sum(slow.sp_model.get_score(i) for i in plain), [i for i in ids if i >= pieces]
+
+        (x, s), (y, t) = sums(a), sums(b)
+        return s == t and sorted(a) == sorted(b) and abs(x - y) <= 1e-5 * abs(x)
+
+    differences = Differences(tie)
     for name, texts in sets.items():
         kept = [t for t in texts if not any(s in t for s in SPECIAL)]
         if len(kept) < len(texts):
@@ -174,7 +199,7 @@ def main():
         differences.report(
             f"{name}, text of ids, T5Tokenizer", kept, [line["text"] for line in back],
             [slow.decode([i for i in ids if i > 2], clean_up_tokenization_spaces=False).rstrip(" ")
-             for ids in ours])
+             for ids in ours], ids=False)
     print(f"{differences.total} differences")
     return 0 if differences.total == 0 else 1
 

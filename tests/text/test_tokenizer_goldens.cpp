@@ -34,7 +34,8 @@ inline std::string from_hex(std::string const& digits) {
 inline std::vector<Entry> entries() {
   std::ifstream in(std::string(EMPRL_GOLDEN_DIR) + "/tokenizer.json");
   std::vector<Entry> all;
-  for (auto const& e : nlohmann::json::parse(in).at("entries")) {
+  auto const file = nlohmann::json::parse(in);
+  for (auto const& e : file.at("entries")) {
     all.push_back({e.contains("hex") ? from_hex(e["hex"]) : e.at("text").get<std::string>(),
                    e.at("ids").get<std::vector<std::int32_t>>(), e.at("back").get<std::string>()});
   }

@@ -59,12 +59,17 @@ enum class DuplicateKeys { last_wins, refuse };
 
 /// Reads one JSON value that is the whole of a text.
 /// @param where what to call the text in messages: a file, or file:line
-/// @throws IoError for invalid UTF-8, bad syntax, nesting beyond max_json_depth, and duplicate keys
-/// where refused
+/// @throws IoError for invalid UTF-8, NUL, bad syntax, nesting beyond max_json_depth, and duplicate
+/// keys where refused
 inline Json parse_json(std::string_view text, std::string const& where,
                        DuplicateKeys duplicates = DuplicateKeys::last_wins) {
   if (std::size_t const bad = find_invalid_utf8(text); bad != std::string_view::npos) {
     throw IoError(where + ": byte " + std::to_string(bad + 1) + " is not valid UTF-8.");
+  }
+  // The parser takes a NUL for the end and would pass over whatever comes after it.
+  if (std::size_t const nul = text.find('\0'); nul != std::string_view::npos) {
+    throw IoError(where + ": this is not valid JSON (byte " + std::to_string(nul + 1) +
+                  " is NUL).");
   }
   if (json_depth(text) > max_json_depth) {
     throw IoError(where + ": this JSON is nested more than " + std::to_string(max_json_depth) +
