@@ -28,12 +28,9 @@ namespace {
 Targets const& all_targets() {
   static Targets const all = [] {
     Targets targets;
-    for (auto const part : {io_targets, text_targets, train_targets}) {
+    for (auto const part : {io_targets, text_targets, train_targets, folder_targets}) {
       for (Target const& target : part()) targets.push_back(target);
     }
-#ifdef EMPRL_FUZZ_FOLDERS
-    for (Target const& target : folder_targets()) targets.push_back(target);
-#endif
     return targets;
   }();
   return all;

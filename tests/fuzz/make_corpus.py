@@ -231,8 +231,25 @@ def write_folders():
         {"model": {"vocab": [["a", "b"], [1]]}, "added_tokens": [{"id": 1e300, "content": 1}]}))
 
 
+def write_adapters():
+    lora = {"peft_type": "LORA", "task_type": "SEQ_2_SEQ_LM", "r": 2, "lora_alpha": 16,
+            "lora_dropout": 0.1, "target_modules": ["q", "v"], "bias": "none"}
+    put("adapter_config", "lora", json.dumps(lora))
+    put("adapter_config", "pattern", json.dumps({**lora, "target_modules": ".*[.](q|v)",
+                                                 "r": 4, "rank_pattern": {r"q|layer\.[01].*v": 2},
+                                                 "alpha_pattern": {"SelfAttention.q": 4.5}}))
+    put("adapter_config", "other_rank", json.dumps({**lora, "r": 3}))
+    put("adapter_config", "dora", json.dumps({**lora, "use_dora": True}))
+    put("adapter_config", "large", json.dumps({**lora, "r": 1 << 62, "lora_alpha": 1e308}))
+    put("adapter_config", "prefix", json.dumps({"adapter_type": "prefix", "length": 3}))
+    put("adapter_config", "long_prefix", json.dumps({"adapter_type": "prefix", "length": 4096}))
+    put("adapter_config", "peft_prefix", json.dumps({"peft_type": "PREFIX_TUNING",
+                                                     "num_virtual_tokens": 3}))
+
+
 write_safetensors()
 write_folders()
+write_adapters()
 write_json()
 write_csv()
 write_models()

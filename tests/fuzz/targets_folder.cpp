@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Targets of a model folder's other files: the index of split weights, and tokenizer.json.
+// Targets of a model folder's other files: the index of split weights, tokenizer.json, and an
+// adapter's adapter_config.json.
 
 #include <cstddef>
 #include <cstdint>
@@ -8,10 +9,14 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "emprl/io/hugging_face.hpp"
 #include "emprl/io/safetensors.hpp"
+#include "emprl/t5/lora.hpp"
+#include "emprl/train/adapter_folder.hpp"
+#include "emprl/train/t5_weights.hpp"
 #include "fuzz/harness.hpp"
 
 namespace emprl::fuzz {
@@ -66,10 +71,64 @@ void fast_tokenizer(std::string_view bytes) {
   });
 }
 
+t5::Config adapted_config() {
+  t5::Config config;
+  config.vocab_size = 8;
+  config.d_model = 4;
+  config.d_kv = 2;
+  config.d_ff = 4;
+  config.num_layers = 1;
+  config.num_decoder_layers = 1;
+  config.num_heads = 2;
+  return config;
+}
+
+/// A folder with the tensors of a LoRA of rank 2 on q and v, and of prefixes of 3 positions, to
+/// which each input is the configuration.
+ScratchFolder const& adapter_folder() {
+  static ScratchFolder const folder;
+  static bool const written = [] {
+    train::T5Weights<float, Cpu> model(adapted_config());
+    t5::LoraConfig config;
+    config.rank = 2;
+    t5::LoraShape shape = t5::lora_shape(model.config(), config);
+    t5::LoraParameters<float, Cpu> matrices(shape);
+    t5::initialise_lora(matrices, 1);
+    model.attach_lora(std::move(shape), std::move(matrices));
+    train::save_adapter(folder.path(), model);
+    train::PrefixParameters<float> const prefix(
+        t5::Prefixes<float, Cpu>::Shape{adapted_config(), 3});
+    train::write_parameters(folder.path() / train::detail::prefix_file, prefix);
+    return true;
+  }();
+  require(written, "the adapters' tensors are there");
+  return folder;
+}
+
+void adapter_config(std::string_view bytes) {
+  ScratchFolder const& folder = adapter_folder();
+  folder.put(train::detail::adapter_config, bytes);
+  train::T5Weights<float, Cpu> model(adapted_config());
+  if (!accepted([&] { train::load_adapter(folder.path(), model); })) {
+    require(!train::has_adapter(model), "an adapter that is refused leaves nothing behind");
+    return;
+  }
+  if (!train::has_adapter(model)) return;
+  static ScratchFolder const second;
+  train::save_adapter(second.path(), model);
+  train::T5Weights<float, Cpu> again(adapted_config());
+  train::load_adapter(second.path(), again);
+  require(again.prefix.size() == model.prefix.size() &&
+              again.lora_shape().modules == model.lora_shape().modules,
+          "an adapter comes back");
+}
+
 }  // namespace
 
 Targets folder_targets() {
-  return {{"weight_index", weight_index}, {"fast_tokenizer", fast_tokenizer}};
+  return {{"weight_index", weight_index},
+          {"fast_tokenizer", fast_tokenizer},
+          {"adapter_config", adapter_config}};
 }
 
 }  // namespace emprl::fuzz
