@@ -16,7 +16,6 @@ with 77, which CTest reads as skipped. --folder keeps the folders for a look.
   4. A pickle that would run code, and a state dict that is no identifier, are refused.
 """
 
-import argparse
 import json
 import math
 import os
@@ -24,7 +23,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import tempfile
 
 import round_trip as common
 from round_trip import LINES, ODD, Failure, emprl, expect, score
@@ -262,26 +260,5 @@ def run(program, work):
     refusals(work)
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--program", required=True)
-    parser.add_argument("--folder", type=pathlib.Path)
-    options = parser.parse_args()
-    program = str(pathlib.Path(options.program).resolve())
-    try:
-        if options.folder:
-            options.folder.mkdir(parents=True)
-            run(program, options.folder.resolve())
-        else:
-            with tempfile.TemporaryDirectory() as work:
-                run(program, pathlib.Path(work))
-    except Failure as failure:
-        print(f"converted: {failure}")
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(common.main(run, "converted", __doc__))

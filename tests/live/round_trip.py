@@ -289,9 +289,10 @@ def run(program, work):
             print(f"  {folder.name:18} {what:36} {worst:.1e}")
 
 
-def main():
+def main(run, name, description):
+    """run(program, folder), in a folder that goes away unless --folder names one."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--program", required=True)
     parser.add_argument("--folder", type=pathlib.Path)
@@ -305,10 +306,10 @@ def main():
             with tempfile.TemporaryDirectory() as work:
                 run(program, pathlib.Path(work))
     except Failure as failure:
-        print(f"round_trip: {failure}")
+        print(f"{name}: {failure}")
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(run, "round_trip", __doc__))
