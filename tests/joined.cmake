@@ -7,7 +7,7 @@
 # CMake's own unity build would let the files' helpers meet. Here each file stands in a namespace of
 # its own, and all that any of them includes stands before, so that inside of the namespaces an
 # include finds its guard and does nothing. The sources are not changed, and messages name their
-# lines.
+# lines; they must not open a namespace of the library's.
 function(emprl_join_sources out directory)
   # Bytes stand for time: two processors should have several equal parts each.
   set(most 60000)

@@ -15,7 +15,7 @@
 #include "emprl/text/tokenizer.hpp"
 #include "support/catch.hpp"
 
-namespace emprl::test::tokenizer_goldens {
+namespace goldens {
 
 struct Entry {
   std::string text;
@@ -42,16 +42,15 @@ inline std::vector<Entry> entries() {
   return all;
 }
 
-inline text::SentencePieceTokenizer const& tokenizer() {
-  static text::SentencePieceTokenizer const t(
+inline emprl::text::SentencePieceTokenizer const& tokenizer() {
+  static emprl::text::SentencePieceTokenizer const t(
       std::filesystem::path(EMPRL_GOLDEN_DIR "/tokenizer_model/spiece.model"));
   return t;
 }
 
-}  // namespace emprl::test::tokenizer_goldens
+}  // namespace goldens
 
 TEST_CASE("tokenizer: ids and text are those of T5Tokenizer", "[text][tokenizer][golden]") {
-  namespace goldens = emprl::test::tokenizer_goldens;
   auto const& tokenizer = goldens::tokenizer();
   auto const entries = goldens::entries();
   REQUIRE(entries.size() > 30);
@@ -64,7 +63,6 @@ TEST_CASE("tokenizer: ids and text are those of T5Tokenizer", "[text][tokenizer]
 
 TEST_CASE("tokenizer: rows at the limits are T5Tokenizer's, cut before </s>",
           "[text][tokenizer][golden]") {
-  namespace goldens = emprl::test::tokenizer_goldens;
   bool any_cut = false;
   for (auto const& entry : goldens::entries()) {
     for (std::size_t const limit : {std::size_t{200}, std::size_t{50}}) {
