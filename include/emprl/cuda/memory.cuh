@@ -35,9 +35,11 @@ struct DeviceMemory {
   }
 #else
   static void* allocate(std::size_t bytes) {
+    host::refuse_in_recording("cudaMalloc");
     return ::operator new (bytes, std::align_val_t{alignment});
   }
   static void release(void* p) noexcept {
+    host::spoil_recording("cudaFree");
     ::operator delete (p, std::align_val_t{alignment});
   }
   static void poison(void* p, std::size_t bytes) {
@@ -55,6 +57,7 @@ inline void copy_bytes([[maybe_unused]] StreamHandle stream, void* to, void cons
 #if defined(__CUDACC__)
   cuda_try(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream), "copying memory");
 #else
+  host::refuse_in_recording("copying memory");
   std::memcpy(to, from, bytes);
 #endif
 }
@@ -65,7 +68,7 @@ inline void zero_bytes([[maybe_unused]] StreamHandle stream, void* p, std::size_
 #if defined(__CUDACC__)
   cuda_try(cudaMemsetAsync(p, 0, bytes, stream), "clearing memory");
 #else
-  std::memset(p, 0, bytes);
+  host::enqueue([p, bytes] { std::memset(p, 0, bytes); });
 #endif
 }
 
@@ -73,6 +76,8 @@ inline void zero_bytes([[maybe_unused]] StreamHandle stream, void* p, std::size_
 inline void synchronize([[maybe_unused]] StreamHandle stream) {
 #if defined(__CUDACC__)
   cuda_try(cudaStreamSynchronize(stream), "waiting for the GPU");
+#else
+  host::refuse_in_recording("waiting for the GPU");
 #endif
 }
 
