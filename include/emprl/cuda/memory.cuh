@@ -50,11 +50,17 @@ struct DeviceMemory {
 
 /// Copies bytes on a stream, from and to either side; returns at once where both are pinned or on
 /// the device, else when the host's side has been read or written.
-/// @throws CudaError
+/// @throws CudaError also while a graph is captured: it would copy at every replay, from or to
+/// memory of the host that may be gone
 inline void copy_bytes([[maybe_unused]] StreamHandle stream, void* to, void const* from,
                        std::size_t bytes) {
   if (bytes == 0) return;
 #if defined(__CUDACC__)
+  cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+  cuda_try(cudaStreamIsCapturing(stream, &capturing), "copying memory");
+  if (capturing != cudaStreamCaptureStatusNone) {
+    throw CudaError("copying memory: not permitted while a graph is captured");
+  }
   cuda_try(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream), "copying memory");
 #else
   host::refuse_in_recording("copying memory");

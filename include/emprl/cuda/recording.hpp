@@ -46,9 +46,7 @@ inline bool spoil_recording(char const* what) {
 /// @throws CudaError if a recording is under way
 inline void refuse_in_recording(char const* what) {
   if (spoil_recording(what)) {
-    throw CudaError(std::string(what) +
-                    ": cudaErrorStreamCaptureUnsupported (operation not permitted when stream is "
-                    "capturing)");
+    throw CudaError(std::string(what) + ": not permitted while a graph is captured");
   }
 }
 
