@@ -56,6 +56,20 @@ struct CountedSteps : T5Decoder<T, Cuda> {
   int steps = 0;
 };
 
+/// A decoder whose steps wait for the GPU.
+struct WaitingSteps : T5Decoder<float, Cuda> {
+  WaitingSteps(Cuda& device, T5Weights<float, Cuda> const& weights)
+      : T5Decoder<float, Cuda>(device, weights), dev(device) {}
+
+  void step_in_place(InPlaceState& state, TensorView<std::int32_t const, 1, Cuda> tokens,
+                     TensorView<index_t const, 1, Cuda> length, TensorView<float, 2, Cuda> logits) {
+    T5Decoder<float, Cuda>::step_in_place(state, tokens, length, logits);
+    dev.synchronize();
+  }
+
+  Cuda& dev;
+};
+
 /// A LoRA beside every matrix, of random numbers.
 void add_lora(T5Weights<float>& model) {
   t5::LoraConfig all;
@@ -295,4 +309,21 @@ TEST_CASE("cuda: a 16-bit model generates the same with graphs, without, and by 
       CHECK(gen::generate(on_gpu, from.view(), c, 11, 2).ids == replayed.ids);
     }
   }
+}
+
+TEST_CASE("cuda: a step that depends on the host is reported, and runs without graphs",
+          "[cuda][gen][graph]") {
+  using Catch::Matchers::ContainsSubstring;
+  auto const model = support::small_t5<float>(4);
+  Ragged const from = contexts();
+  Cuda dev;
+  T5Weights<float, Cuda> const there(dev, model);
+  WaitingSteps waiting(dev, there);
+  T5Decoder<float, Cuda> decoder(dev, there);
+  SamplingConfig const c = config(1.0, 0);
+  CHECK_THROWS_WITH(gen::generate(dev, waiting, from.view(), c, 1, 0),
+                    ContainsSubstring("waiting for the GPU"));
+  auto const expected = gen::generate(dev, decoder, from.view(), c, 1, 0);
+  dev.decoding_graphs = false;
+  CHECK(gen::generate(dev, waiting, from.view(), c, 1, 0).ids == expected.ids);
 }

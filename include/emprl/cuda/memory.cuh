@@ -31,7 +31,11 @@ struct DeviceMemory {
     static_cast<void>(cudaGetLastError());
   }
   static void poison(void* p, std::size_t bytes) {
+    // The fill is not ordered on the context's stream: it may neither overtake the work that still
+    // reads this memory nor be overtaken by what writes it next.
+    cuda_try(cudaDeviceSynchronize(), "poisoning");
     cuda_try(cudaMemset(p, 0xff, bytes), "poisoning");
+    cuda_try(cudaDeviceSynchronize(), "poisoning");
   }
 #else
   static void* allocate(std::size_t bytes) {
