@@ -53,6 +53,7 @@
 #include "emprl/ops/linear.hpp"
 #include "emprl/ops/relative_bias.hpp"
 #include "emprl/ops/rms_norm.hpp"
+#include "emprl/ops/running_lengths.hpp"
 #include "emprl/ops/token_divergence.hpp"
 #include "emprl/ops/token_logprob.hpp"
 #include "emprl/ops/view.hpp"

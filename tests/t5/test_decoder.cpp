@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "support/catch.hpp"
@@ -241,4 +242,57 @@ TEMPLATE_TEST_CASE("cached decoding: copied and exchanged rows go on from what t
   CHECK(cache.memory[0].extent(0) == encoded);
   std::vector<index_t> const outside{0, static_cast<index_t>(rows.size())};
   CHECK_THROWS_AS(cache.reorder(dev, outside, c.inner()), emprl::ShapeError);
+}
+
+TEMPLATE_TEST_CASE("decoding in place equals the full pass, whatever becomes of ended rows",
+                   "[t5][decoder][contract]", float, double) {
+  using T = TestType;
+  for (index_t const length : {0, 3}) {
+    CAPTURE(length);
+    Config const c = support::small_config(true);
+    auto const p = random_parameters<T>(c, 1);
+    auto const prefixes = support::random_prefixes<T>(c, length, 2);
+    Model<T, Cpu> const model(c);
+    auto const contexts = random_rows({31, 1, 2, 0, 9}, c.vocab_size, 3);
+    auto const responses = random_rows({33, 2, 1, 7, 70}, c.vocab_size, 4);
+    auto const inputs = emprl::t5::shift_right(responses.view());
+    Cpu dev(2);
+    dev.scratch.poison(true);
+    auto full = support::poisoned<T, 2>({responses.tokens(), c.d_model});
+    model.inference(dev, p.views(), prefixes.views(), contexts.view(), responses.view(),
+                    full.view());
+    std::vector<T> hidden(static_cast<std::size_t>(full.size()), T(0));
+    index_t const rows = responses.rows();
+    // The longest response fits exactly.
+    auto fixed = model.decoder().in_place(
+        dev, p.views(), model.start(dev, p.views(), prefixes.views(), contexts.view()), 70);
+    std::vector<std::int32_t> ids(static_cast<std::size_t>(rows));
+    std::vector<index_t> lengths(ids.size());
+    for (index_t t = 0; t < 70; ++t) {
+      for (index_t b = 0; b < rows; ++b) {
+        auto const u = static_cast<std::size_t>(b);
+        bool const runs = t < responses.view().length(b);
+        lengths[u] = runs ? t + 1 : 0;
+        if (runs) ids[u] = inputs[static_cast<std::size_t>(responses.offsets[u] + t)];
+      }
+      auto y = support::poisoned<T, 2>({rows, c.d_model});
+      model.decoder().step_in_place(dev, p.views(), prefixes.views(), fixed,
+                                    {lengths.data(), {rows}}, {ids.data(), {rows}}, y.view());
+      for (index_t b = 0; b < rows; ++b) {
+        auto const u = static_cast<std::size_t>(b);
+        if (lengths[u] == 0) continue;
+        auto const at = (responses.offsets[u] + t) * c.d_model;
+        std::copy(y.view().row(b), y.view().row(b) + c.d_model, hidden.begin() + at);
+      }
+    }
+    support::check_error("hidden states", hidden, reference::convert<double>(values(full)), 0.0,
+                         128);
+    auto used = model.start(dev, p.views(), prefixes.views(), contexts.view());
+    std::vector<index_t> const first{0};
+    auto y = support::poisoned<T, 2>({1, c.d_model});
+    model.decoder().step(dev, p.views(), prefixes.views(), used, first, {ids.data(), {1}},
+                         y.view());
+    CHECK_THROWS_AS(model.decoder().in_place(dev, p.views(), std::move(used), 70),
+                    emprl::ShapeError);
+  }
 }

@@ -65,6 +65,7 @@ class BasicArena {
   /// Fill every new allocation with NaN bytes. Tests set it to prove that nothing is read before it
   /// is written.
   void poison(bool on) { poison_ = on; }
+  bool poisons() const { return poison_; }
 
   /// Bytes held, used or not.
   std::size_t capacity() const {

@@ -26,6 +26,13 @@ struct Cuda {
   DeviceArena scratch;
   /// Matrix products: how exact, and by which algorithms.
   cuda::Products products;
+  /// Generation captures the step of a token once and replays it (gen/generate.cuh); without, each
+  /// step is launched anew. The tokens are the same.
+#if defined(EMPRL_SYNC_LAUNCHES)
+  bool decoding_graphs = false;  // who waits after each launch cannot capture
+#else
+  bool decoding_graphs = true;
+#endif
 
   /// @throws CudaError if there is no GPU, or none that the driver can use
   Cuda() {

@@ -14,6 +14,7 @@
 #include "emprl/core/error.hpp"
 #include "emprl/cuda/host.hpp"
 #include "emprl/cuda/language.hpp"
+#include "emprl/cuda/recording.hpp"
 
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
@@ -81,7 +82,8 @@ inline dim3 dimensions(Dim3 d) {
 
 /// Runs Kernel(arguments...) on every thread of the grid, after what the stream already holds.
 /// @throws CudaError if CUDA refuses the launch. Errors of the kernel itself show at a later call;
-/// with EMPRL_SYNC_LAUNCHES defined they show here. The host executor throws its report.
+/// with EMPRL_SYNC_LAUNCHES defined they show here. The host executor throws its report. While a
+/// graph is captured (cuda/graph.cuh) the launch is written down, with the arguments as they are.
 template <auto Kernel, class... Arguments>
 void launch([[maybe_unused]] StreamHandle stream, LaunchShape const& shape,
             Arguments const&... arguments) {
@@ -102,10 +104,12 @@ void launch([[maybe_unused]] StreamHandle stream, LaunchShape const& shape,
 #endif
   if (status != cudaSuccess) cuda_try(status, "launching " + detail::kernel_name<Kernel>());
 #else
-  auto const call = [&] { Kernel(arguments...); };
-  host::run(
-      {detail::kernel_name<Kernel>(), shape.grid, shape.block, shape.shared_bytes},
-      [](void const* context) { (*static_cast<decltype(call) const*>(context))(); }, &call);
+  host::enqueue([shape, arguments...] {
+    auto const call = [&] { Kernel(arguments...); };
+    host::run(
+        {detail::kernel_name<Kernel>(), shape.grid, shape.block, shape.shared_bytes},
+        [](void const* context) { (*static_cast<decltype(call) const*>(context))(); }, &call);
+  });
 #endif
 }
 

@@ -306,7 +306,7 @@ class AsFloat {
 };
 
 template <CudaElement T, CudaElement R>
-void multiply(Cuda&, Product<T, R> const& p) {
+void multiply_on_host(Product<T, R> const& p) {
   Cpu host(1);
   AsFloat<T const> const a(p.a, true), b(p.b, true);
   AsFloat<R> const c(p.c, p.beta != 0);
@@ -331,9 +331,16 @@ void multiply(Cuda&, Product<T, R> const& p) {
   c.round();
 }
 
+template <CudaElement T, CudaElement R>
+void multiply(Cuda&, Product<T, R> const& p) {
+  cuda::host::enqueue([p] { multiply_on_host(p); });
+}
+
 template <class R>
 void clear_rows(Cuda&, TensorView<R, 2, Cuda> c) {
-  for (index_t i = 0; i < c.extent(0); ++i) std::fill_n(c.row(i), c.extent(1), R(0.0f));
+  cuda::host::enqueue([c] {
+    for (index_t i = 0; i < c.extent(0); ++i) std::fill_n(c.row(i), c.extent(1), R(0.0f));
+  });
 }
 
 #endif

@@ -5,9 +5,11 @@
 // against a cache (generation). N decoder tokens, Nk encoder tokens, C model, H heads.
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "emprl/ops/attention_decode.hpp"
+#include "emprl/ops/running_lengths.hpp"
 #include "emprl/t5/encoder.hpp"
 #include "emprl/t5/kv_cache.hpp"
 
@@ -187,12 +189,8 @@ class Decoder {
             TensorView<T, 2, D> y) const {
     ArenaScope scope(dev.scratch);
     auto const active = static_cast<index_t>(rows.size());
-    index_t const inner = config_.inner();
     index_t const position = cache.position;
-    cache.reserve_next(dev, config_.num_decoder_layers, inner);
-    auto x = dev.scratch.template allocate<T, 2>({active, config_.d_model});
-    embedding_forward(dev, x, p.shared, ids);
-
+    cache.reserve_next(dev, config_.num_decoder_layers, config_.inner());
     // The newest key stands at distance 0, the oldest at -position.
     auto bias = dev.scratch.template allocate<Accumulator<T>, 2>({config_.num_heads, position + 1});
     relative_bias_forward(dev, bias, p.decoder.relative_bias, -position, buckets());
@@ -210,7 +208,75 @@ class Decoder {
     }
     auto const all_ranges = on_device(dev, dev.scratch, std::span<index_t const>(ranges));
     auto const range = [&](index_t i) { return all_ranges.rows(i * active, (i + 1) * active); };
+    step_at(dev, p, prefixes, cache,
+            {.begin = range(0),
+             .length = range(1),
+             .memory_begin = range(2),
+             .memory_length = range(3),
+             .bias = bias},
+            ids, y);
+    ++cache.position;
+  }
 
+  /// A cache before its first step, made ready for up to `tokens` steps in place.
+  /// @throws ShapeError if a step has been made
+  InPlaceCache<T, D> in_place(D& dev, Params<T, D> const& p, KvCache<T, D>&& cache,
+                              index_t tokens) const {
+    expects(cache.position == 0, "decoding in place begins before the first step");
+    InPlaceCache<T, D> fixed;
+    fixed.cache = std::move(cache);
+    KvCache<T, D>& c = fixed.cache;
+    c.reserve(dev, tokens, config_.num_decoder_layers, config_.inner());
+    std::vector<index_t> ranges(4 * c.context.size());
+    for (std::size_t b = 0; b < c.context.size(); ++b) {
+      auto const u = static_cast<std::size_t>(c.context[b]);
+      ranges[b] = static_cast<index_t>(b) * c.capacity;
+      ranges[c.context.size() + b] = c.memory_offsets[u];
+      ranges[2 * c.context.size() + b] = c.memory_offsets[u + 1] - c.memory_offsets[u];
+    }
+    fixed.ranges = Tensor<index_t, 2, D>({4, c.rows});
+    copy(dev, fixed.ranges.view(), ranges);
+    fixed.bias = Tensor<Accumulator<T>, 2, D>({config_.num_heads, c.capacity});
+    relative_bias_forward(dev, fixed.bias.view(), p.decoder.relative_bias, 1 - c.capacity,
+                          buckets());
+    return fixed;
+  }
+
+  /// One token for all rows of the batch: y[b] = the hidden state after row b's token ids[b], the
+  /// length[b]-th that it reads. Its launches are the same in every step; nothing is read on the
+  /// host, and of memory there is scratch alone.
+  /// @param length (B)  tokens that each row has read, this one included, at most as many as the
+  /// cache was made for; 0 if the row has ended: then nothing is kept of it, and y[b] means nothing
+  /// @param y (B, C), written      @param ids (B), tokens of the vocabulary, of ended rows as well
+  void step_in_place(D& dev, Params<T, D> const& p, Prefixes<T, D> const& prefixes,
+                     InPlaceCache<T, D>& fixed, In<index_t, 1, D> length,
+                     TensorView<std::int32_t const, 1, D> ids, TensorView<T, 2, D> y) const {
+    auto const of_running = fixed.range(3);
+    running_lengths(dev, of_running, fixed.range(2), length);
+    step_at(dev, p, prefixes, fixed.cache,
+            {.begin = fixed.range(0),
+             .length = length,
+             .memory_begin = fixed.range(1),
+             .memory_length = of_running,
+             .bias = fixed.bias,
+             .columns = DecodeBias::distance},
+            ids, y);
+  }
+
+ private:
+  RelativeBuckets buckets() const {
+    return {Direction::unidirectional, config_.relative_attention_max_distance};
+  }
+
+  /// The launches of a step: y[a] = the hidden state after token ids[a], whose keys `at` finds.
+  void step_at(D& dev, Params<T, D> const& p, Prefixes<T, D> const& prefixes,
+               KvCache<T, D> const& cache, StepInputs<T, D> const& at,
+               TensorView<std::int32_t const, 1, D> ids, TensorView<T, 2, D> y) const {
+    ArenaScope scope(dev.scratch);
+    index_t const active = ids.extent(0);
+    index_t const inner = config_.inner();
+    auto x = dev.scratch.template allocate<T, 2>({active, config_.d_model});
+    embedding_forward(dev, x, p.shared, ids);
     for (std::size_t i = 0; i < p.decoder.blocks.size(); ++i) {
       BlockParams<T, D> const& block = p.decoder.blocks[i];
       auto const layer = static_cast<index_t>(i);
@@ -224,10 +290,10 @@ class Decoder {
         self_attention_.project(dev, attention, n, qkv);
         auto const prefix = Prefixes<T, D>::layer(prefixes.decoder, layer, inner);
         GrowingKeys<T, D> const keys{self.columns(0, inner), self.columns(inner, 2 * inner),
-                                     range(0), range(1)};
+                                     at.begin, at.length};
         attention_decode_append(dev, mixed, qkv.columns(0, inner), qkv.columns(inner, 2 * inner),
-                                qkv.columns(2 * inner, 3 * inner), keys, config_.num_heads, bias,
-                                prefix.key, prefix.value);
+                                qkv.columns(2 * inner, 3 * inner), keys, config_.num_heads, at.bias,
+                                prefix.key, prefix.value, at.columns);
         self_attention_.project_out(dev, attention, mixed, out);
       });
       norm_.inference(dev, block.cross_norm, x, [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
@@ -238,7 +304,7 @@ class Decoder {
         cross_attention_.project_queries(dev, attention, n, q);
         auto const prefix = Prefixes<T, D>::layer(prefixes.cross, layer, inner);
         CachedKeys<T, D> const keys{memory.columns(0, inner), memory.columns(inner, 2 * inner),
-                                    range(2), range(3)};
+                                    at.memory_begin, at.memory_length};
         attention_decode(dev, mixed, q, keys, config_.num_heads, {}, prefix.key, prefix.value);
         cross_attention_.project_out(dev, attention, mixed, out);
       });
@@ -247,12 +313,6 @@ class Decoder {
       });
     }
     rms_norm_forward(dev, y, {}, x, p.decoder.final_norm, config_.layer_norm_epsilon);
-    ++cache.position;
-  }
-
- private:
-  RelativeBuckets buckets() const {
-    return {Direction::unidirectional, config_.relative_attention_max_distance};
   }
 
   template <class A>

@@ -14,6 +14,7 @@
 #include "emprl/core/error.hpp"
 #include "emprl/core/tensor.hpp"
 #include "emprl/core/transfer.hpp"
+#include "emprl/ops/attention_decode.hpp"
 #include "emprl/ops/elementwise.hpp"
 #include "emprl/ops/embedding.hpp"
 
@@ -31,11 +32,14 @@ struct KvCache {
   std::vector<Tensor<T, 2, D>> self;
   Tensor<T, 2, D> spare;  // one more layer's, which reorder gathers into
 
-  /// Makes room for at least one more position, doubling so that growth is rare: on a GPU it waits
-  /// for the work so far.
+  /// Makes room for at least one more position, doubling so that growth is rare.
   void reserve_next(D& dev, index_t layers, index_t inner) {
-    if (position < capacity) return;
-    index_t const larger = capacity == 0 ? 32 : 2 * capacity;
+    if (position == capacity) reserve(dev, capacity == 0 ? 32 : 2 * capacity, layers, inner);
+  }
+
+  /// Makes room for `larger` positions in all: on a GPU it waits for the work so far.
+  void reserve(D& dev, index_t larger, index_t layers, index_t inner) {
+    if (larger <= capacity) return;
     std::vector<Tensor<T, 2, D>> grown;
     for (index_t l = 0; l < layers; ++l) {
       grown.emplace_back(std::array<index_t, 2>{rows * larger, 2 * inner});
@@ -87,6 +91,34 @@ struct KvCache {
     }
     context = std::move(continued);
     rows = count;
+  }
+};
+
+/// Where the rows of a step find their keys, and how they are biased. (A) each, in the device's
+/// memory.
+template <Element T, Device D>
+struct StepInputs {
+  TensorView<index_t const, 1, D> begin;          // of a row's own keys in the cache
+  TensorView<index_t const, 1, D> length;         // how many, the new one included
+  TensorView<index_t const, 1, D> memory_begin;   // of its context's keys
+  TensorView<index_t const, 1, D> memory_length;  // how many
+  TensorView<Accumulator<T>, 2, D> bias;          // (H, at least the longest length)
+  DecodeBias columns = DecodeBias::position;
+};
+
+/// A cache at its final size, for steps whose launches are always the same: what changes from step
+/// to step is in the device's memory, and all rows take part until the end. How many tokens a row
+/// has read its caller says; cache.position is not kept.
+template <Element T, Device D>
+struct InPlaceCache {
+  KvCache<T, D> cache;
+  /// (4, B): begin, memory_begin and memory_length of StepInputs, and memory_length of the rows
+  /// that have not ended, which each step writes.
+  Tensor<index_t, 2, D> ranges;
+  Tensor<Accumulator<T>, 2, D> bias;  // (H, capacity), its last column for the newest key
+
+  TensorView<index_t, 1, D> range(index_t i) const {
+    return {ranges.view().row(i), {ranges.extent(1)}};
   }
 };
 

@@ -198,6 +198,28 @@ class T5Decoder {
     generator_.model.logits(dev_, generator_.weights.views(), hidden, logits);
   }
 
+  /// Decoding in steps whose launches do not change (gen::DeviceDecoder).
+  using InPlaceState = t5::InPlaceCache<T, D>;
+
+  /// The state of a batch before its first token, with room for `most` tokens a row.
+  InPlaceState start_in_place(RaggedView contexts, index_t most) {
+    return generator_.model.decoder().in_place(dev_, generator_.weights.views(), start(contexts),
+                                               most);
+  }
+
+  /// Feeds tokens (B) to all rows, of which row b has then read length[b]; 0: it has ended. logits
+  /// (B, V), those of ended rows mean nothing. All in the device's memory, in the order of its
+  /// work.
+  void step_in_place(InPlaceState& state, TensorView<std::int32_t const, 1, D> tokens,
+                     TensorView<index_t const, 1, D> length, TensorView<value_type, 2, D> logits) {
+    ArenaScope scope(dev_.scratch);
+    auto hidden =
+        dev_.scratch.template allocate<T, 2>({tokens.extent(0), generator_.config().d_model});
+    generator_.model.decoder().step_in_place(dev_, generator_.weights.views(),
+                                             generator_.prefixes(), state, length, tokens, hidden);
+    generator_.model.logits(dev_, generator_.weights.views(), hidden, logits);
+  }
+
   /// Copies what the rows have decoded; the encoded contexts are shared by all rows of one.
   void reorder(State& state, std::span<index_t const> sources) {
     state.reorder(dev_, sources, generator_.config().inner());

@@ -35,7 +35,9 @@
 //     waits for another never ends, nor does a thread that polls a flag of its own block
 //   * the memory model beyond barriers: fences, volatile, acquire and release, the async proxy
 //   * the last bits of tensor cores and of approximate instructions
-//   * what nvcc's optimiser does; ptxas; anything of streams (launches run at once) and graphs
+//   * what nvcc's optimiser does; ptxas; anything of streams: launches run at once, or, recorded as
+//     a graph (emprl/cuda/graph.cuh), at every replay. Of a capture it knows that it takes no copy
+//     from or to the host, no waiting and no allocation
 //   * partial warp barriers: of several reads of one element before a write only the first one's
 //     time is kept, so a race may be missed (never invented)
 //
