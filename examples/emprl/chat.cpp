@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "emprl/ops/gemm_cpu.hpp"
 
 // `emprl chat`: talk to a model in the terminal, or through a pipe: a line in, a line out.
 
@@ -15,12 +14,11 @@
 #include <vector>
 
 #include "commands.hpp"
-#include "emprl/gen/generate.hpp"
 #include "emprl/io/lines.hpp"
 #include "emprl/io/utf8.hpp"
 #include "emprl/text/batching.hpp"
 #include "emprl/train/model_folder.hpp"
-#include "emprl/train/t5_adaptors.hpp"
+#include "engine.hpp"
 #include "lines.hpp"
 
 namespace emprl::program {
@@ -58,11 +56,11 @@ std::vector<std::int32_t> encode_conversation(text::SentencePieceTokenizer const
 void chat(Common const& common, ChatOptions const& options) {
   expect_there(options.model, "--model");
   if (!options.adapter.empty()) expect_there(options.adapter, "--adapter");
+  auto const engine = open_engine(common);
   auto const generator = train::load_generator<float>(options.model, options.adapter);
   for (std::string const& sentence : generator.warnings) warn(sentence);
   auto const sampling = train::barred_beyond_tokenizer(options.sampling, generator);
-  Cpu dev = common.cpu();
-  train::T5Decoder<float> decoder(dev, generator);
+  auto const model = engine->load(generator);
 
   bool const terminal = ::isatty(STDIN_FILENO) != 0;
   if (terminal) write_standard_output("/reset starts over, /quit or Ctrl-D leaves.\n");
@@ -90,7 +88,7 @@ void chat(Common const& common, ChatOptions const& options) {
     turns.push_back(line);
     Ragged context;
     context.push_back(encode_conversation(generator.tokenizer, turns, options));
-    Ragged const response = gen::generate(decoder, context.view(), sampling, common.seed, said++);
+    Ragged const response = model->generate(context.view(), sampling, common.seed, said++);
     std::string reply = generator.tokenizer.decode(response.row(0));
     write_standard_output((terminal ? "emprl> " : "") + reply + "\n");
     // An empty turn would leave two separators beside each other.

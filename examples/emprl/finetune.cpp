@@ -9,8 +9,8 @@
 #include <fmt/core.h>
 
 #include "emprl/data/pairs.hpp"
-#include "emprl/train/fit.hpp"
-#include "emprl/train/sequence_task.hpp"
+#include "emprl/train/engine_tasks.hpp"
+#include "engine.hpp"
 
 namespace emprl::program {
 
@@ -40,7 +40,7 @@ void finetune(Common const& common, FinetuneOptions const& o) {
   expect_there(o.train, "--train");
   if (!o.valid.empty()) expect_there(o.valid, "--valid");
   train::Tuning const tuning = train::tuning_of(o.tuning);
-  Cpu dev = common.cpu();
+  auto const engine = open_engine(common);
   train::Generator<float> generator = train::load_generator<float>(o.model);
   for (std::string const& warning : generator.warnings) fmt::print(stderr, "{}\n", warning);
   auto const [train_pairs, valid_pairs] = load_train_and_valid(common, o);
@@ -54,11 +54,6 @@ void finetune(Common const& common, FinetuneOptions const& o) {
   fmt::print("{} training pairs ({} context and {} response tokens), {} validation pairs\n",
              train_set.rows(), train_set.contexts.tokens(), train_set.responses.tokens(),
              valid_set.rows());
-  train::SequenceTask<float> task(dev, generator, train_set, valid_set,
-                                  {.tuning = tuning,
-                                   .dropout = o.dropout,
-                                   .seed = common.seed,
-                                   .prefix_length = o.prefix_length});
   train::FitOptions fit;
   fit.phase = "finetune";
   fit.epochs = o.epochs;
@@ -71,7 +66,12 @@ void finetune(Common const& common, FinetuneOptions const& o) {
   fit.patience = o.patience;
   fit.checkpoint = o.out / "checkpoint";
   train::MetricsLog log(o.out);
-  train::FitResult const result = train::fit(dev, task, fit, &log);
+  train::FitResult const result = train::fit_sequences(*engine, generator, train_set, valid_set,
+                                                       {.tuning = tuning,
+                                                        .dropout = o.dropout,
+                                                        .seed = common.seed,
+                                                        .prefix_length = o.prefix_length},
+                                                       fit, &log);
 
   if (tuning == train::Tuning::prefix) {
     train::save_prefix(o.out, generator);

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "emprl/ops/gemm_cpu.hpp"
 
 // `emprl generate`: responses for contexts.
 
@@ -12,12 +11,11 @@
 #include <vector>
 
 #include "commands.hpp"
-#include "emprl/gen/generate.hpp"
 #include "emprl/text/batching.hpp"
 #include "emprl/train/interrupt.hpp"
 #include "emprl/train/model_folder.hpp"
 #include "emprl/train/progress.hpp"
-#include "emprl/train/t5_adaptors.hpp"
+#include "engine.hpp"
 #include "lines.hpp"
 
 namespace emprl::program {
@@ -39,14 +37,14 @@ void generate_lines(Common const& common, GenerateOptions const& options) {
   }
   expect_there(options.model, "--model");
   if (!options.adapter.empty()) expect_there(options.adapter, "--adapter");
+  auto const engine = open_engine(common);
   std::vector<InputLine> lines = read_lines(options.input, "--input");
   for (InputLine const& line : lines) text_of(line, "context");
   auto const generator = train::load_generator<float>(options.model, options.adapter);
   for (std::string const& sentence : generator.warnings) warn(sentence);
   auto const sampling = train::barred_beyond_tokenizer(options.sampling, generator);
 
-  Cpu dev = common.cpu();
-  train::T5Decoder<float> decoder(dev, generator);
+  auto const model = engine->load(generator);
   LineOutput output(options.output);
   train::InterruptGuard const guard;
   train::Progress progress("generate", static_cast<index_t>(lines.size()), "contexts");
@@ -64,8 +62,8 @@ void generate_lines(Common const& common, GenerateOptions const& options) {
     // --samples change a response.
     std::vector<io::Json> generated(end - begin, io::Json::array());
     for (index_t sample = 0; sample < std::max<index_t>(1, options.samples); ++sample) {
-      Ragged const responses = gen::generate(decoder, contexts.view(), sampling, common.seed,
-                                             static_cast<std::uint32_t>(sample), row_ids);
+      Ragged const responses = model->generate(contexts.view(), sampling, common.seed,
+                                               static_cast<std::uint32_t>(sample), row_ids);
       for (std::size_t i = begin; i < end; ++i) {
         generated[i - begin].push_back(
             generator.tokenizer.decode(responses.row(static_cast<index_t>(i - begin))));

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "emprl/ops/gemm_cpu.hpp"
 
 // `emprl score`: log-probabilities of given responses.
 
@@ -14,6 +13,7 @@
 #include "emprl/train/interrupt.hpp"
 #include "emprl/train/progress.hpp"
 #include "emprl/train/sequence_task.hpp"
+#include "engine.hpp"
 #include "lines.hpp"
 
 namespace emprl::program {
@@ -29,6 +29,7 @@ struct ScoreOptions {
 void score_lines(Common const& common, ScoreOptions const& options) {
   expect_there(options.model, "--model");
   if (!options.adapter.empty()) expect_there(options.adapter, "--adapter");
+  auto const engine = open_engine(common);
   std::vector<InputLine> lines = read_lines(options.input, "--input");
   for (InputLine const& line : lines) {
     text_of(line, "context");
@@ -37,7 +38,7 @@ void score_lines(Common const& common, ScoreOptions const& options) {
   auto const generator = train::load_generator<float>(options.model, options.adapter);
   for (std::string const& sentence : generator.warnings) warn(sentence);
 
-  Cpu dev = common.cpu();
+  auto const model = engine->load(generator);
   LineOutput output(options.output);
   train::InterruptGuard const guard;
   train::Progress progress("score", static_cast<index_t>(lines.size()), "responses");
@@ -56,7 +57,7 @@ void score_lines(Common const& common, ScoreOptions const& options) {
         ++cut;
     }
     std::vector<double> logprob;
-    train::likelihood(dev, generator, pairs, options.batch, &logprob);
+    train::likelihood(*model, pairs, options.batch, &logprob);
     for (std::size_t i = begin; i < end; ++i) {
       lines[i].value["logprob"] = logprob[i - begin];
       lines[i].value["tokens"] = pairs.responses.row(static_cast<index_t>(i - begin)).size();

@@ -108,7 +108,7 @@ void add_tokenizer(CLI::App& app, Common& common) {
       ->type_name("DIR");
   command->add_option("--vocabulary", options->vocabulary,
                       "ids in all, the 100 sentinels among them");
-  add_common(*command, common);
+  add_common(*command, common, true, Devices::cpu);
   command->footer(
       "Examples:\n"
       "  emprl tokenizer --input dialogues/ --out runs/tokenizer\n"

@@ -14,9 +14,10 @@
 #include <vector>
 
 #include "emprl/data/dialogue.hpp"
-#include "emprl/nn/prefix.hpp"
 #include "emprl/text/batching.hpp"
+#include "emprl/train/engine.hpp"
 #include "emprl/train/model_folder.hpp"
+#include "emprl/train/prefix_training.hpp"
 #include "emprl/train/sequence_loss.hpp"
 #include "emprl/train/t5_adaptors.hpp"
 
@@ -47,11 +48,13 @@ struct Likelihood {
   }
 };
 
-/// The likelihood of given responses. `per_row`, if wanted, receives the log-probability of each
-/// row.
-template <Scalar T>
-Likelihood likelihood(Cpu& dev, Generator<T> const& generator, text::EncodedPairs const& pairs,
-                      index_t rows_at_once = 64, std::vector<double>* per_row = nullptr) {
+namespace detail {
+
+/// The likelihood of given responses; logprobs(contexts, responses, logp) writes log p of a part's
+/// tokens.
+template <Scalar T, class LogProbabilities>
+Likelihood likelihood(LogProbabilities&& logprobs, text::EncodedPairs const& pairs,
+                      index_t rows_at_once, std::vector<double>* per_row) {
   Likelihood total;
   std::vector<index_t> rows;
   std::vector<T> logp;
@@ -61,7 +64,7 @@ Likelihood likelihood(Cpu& dev, Generator<T> const& generator, text::EncodedPair
       rows.push_back(i);
     text::EncodedPairs const part = text::gather_pairs(pairs, rows);
     logp.assign(part.responses.ids.size(), T(0));
-    token_logprobs(dev, generator, part.contexts.view(), part.responses.view(), std::span<T>(logp));
+    logprobs(part.contexts.view(), part.responses.view(), std::span<T>(logp));
     for (index_t i = 0; i < part.rows(); ++i) {
       double row = 0;
       for (index_t t = part.responses.offsets[static_cast<std::size_t>(i)];
@@ -76,84 +79,29 @@ Likelihood likelihood(Cpu& dev, Generator<T> const& generator, text::EncodedPair
   return total;
 }
 
-/// What makes the prefixes of one model in training: a network for each kind of attention (Li &
-/// Liang 2021).
+}  // namespace detail
+
+/// The likelihood of given responses. `per_row`, if wanted, receives the log-probability of each
+/// row.
 template <Scalar T>
-class PrefixTraining {
- public:
-  struct Params {
-    typename nn::PrefixNetwork<T, Cpu>::Params encoder, decoder, cross;
+Likelihood likelihood(Cpu& dev, Generator<T> const& generator, text::EncodedPairs const& pairs,
+                      index_t rows_at_once = 64, std::vector<double>* per_row = nullptr) {
+  return detail::likelihood<T>(
+      [&](RaggedView contexts, RaggedView responses, std::span<T> logp) {
+        token_logprobs(dev, generator, contexts, responses, logp);
+      },
+      pairs, rows_at_once, per_row);
+}
 
-    struct Shape {
-      t5::Config model;
-      index_t length = 0;
-      index_t hidden = 0;
-    };
-
-    template <class F>
-    void visit(Shape const& s, F&& f) {
-      index_t const layer = 2 * s.model.inner();
-      encoder.visit("prefix.encoder", {s.length, s.hidden, s.model.num_layers * layer}, f);
-      decoder.visit("prefix.decoder", {s.length, s.hidden, s.model.num_decoder_layers * layer}, f);
-      cross.visit("prefix.cross", {s.length, s.hidden, s.model.num_decoder_layers * layer}, f);
-    }
-  };
-  using Shape = typename Params::Shape;
-
-  PrefixTraining(Shape const& shape, std::uint64_t seed)
-      : parameters(shape),
-        gradients(shape),
-        flat_gradients_(typename t5::Prefixes<T, Cpu>::Shape{shape.model, shape.length}) {
-    // Uniform in +-1/sqrt(inputs) for the layers, standard normal for the embedding, as PyTorch
-    // does.
-    std::uint32_t row = 0;
-    for (nn::ParameterInfo const& info : parameters.infos()) {
-      RandomSequence random(seed, Stream::initialise, 2, row++);
-      bool const embedding = std::string_view(info.name).ends_with("embedding.weight");
-      double const bound = 1.0 / std::sqrt(static_cast<double>(shape.hidden));
-      for (T& x : parameters.span(info)) {
-        x = static_cast<T>(embedding ? random.normal() : bound * (2.0 * random.uniform() - 1.0));
-      }
-    }
-  }
-
-  /// Writes the prefixes that the networks make now.
-  void inference(Cpu& dev, t5::Prefixes<T, Cpu> const& out) const {
-    network_.inference(dev, parameters.views().encoder, out.encoder);
-    network_.inference(dev, parameters.views().decoder, out.decoder);
-    network_.inference(dev, parameters.views().cross, out.cross);
-  }
-
-  /// The same, keeping in dev.saved what backward needs, and clears the prefixes' gradients.
-  void forward(Cpu& dev, t5::Prefixes<T, Cpu> const& out) {
-    network_.forward(dev, parameters.views().encoder, out.encoder, contexts_[0]);
-    network_.forward(dev, parameters.views().decoder, out.decoder, contexts_[1]);
-    network_.forward(dev, parameters.views().cross, out.cross, contexts_[2]);
-    for (T& x : flat_gradients_.span()) x = T(0);
-  }
-
-  /// Where the model's backward pass adds the prefixes' gradients.
-  t5::Prefixes<T, Cpu> const& prefix_gradients() const { return flat_gradients_.views(); }
-
-  /// Carries them on to `gradients` (+=).
-  void backward(Cpu& dev) {
-    auto const& d = flat_gradients_.views();
-    network_.backward(dev, parameters.views().encoder, gradients.views().encoder, d.encoder,
-                      contexts_[0]);
-    network_.backward(dev, parameters.views().decoder, gradients.views().decoder, d.decoder,
-                      contexts_[1]);
-    network_.backward(dev, parameters.views().cross, gradients.views().cross, d.cross,
-                      contexts_[2]);
-  }
-
-  nn::ParameterStore<Params, T, Cpu> parameters;
-  nn::ParameterStore<Params, T, Cpu> gradients;
-
- private:
-  nn::PrefixNetwork<T, Cpu> network_;
-  typename nn::PrefixNetwork<T, Cpu>::Context contexts_[3];
-  PrefixParameters<T> flat_gradients_;
-};
+/// The same on an engine's device.
+inline Likelihood likelihood(EngineT5& model, text::EncodedPairs const& pairs,
+                             index_t rows_at_once = 64, std::vector<double>* per_row = nullptr) {
+  return detail::likelihood<float>(
+      [&](RaggedView contexts, RaggedView responses, std::span<float> logp) {
+        model.logprobs(contexts, responses, logp);
+      },
+      pairs, rows_at_once, per_row);
+}
 
 /// The task of train::fit that teaches a generator its responses.
 template <Scalar T>
