@@ -297,6 +297,8 @@ void run(Common const& common, RunOptions o) {
   extra["findings"] = findings;
   extra["run"] = {{"seed", common.seed},
                   {"threads", common.thread_count()},
+                  {"device", common.device},
+                  {"precision", common.precision},
                   {"seconds before evaluation", static_cast<std::int64_t>(seconds_now() - begin)}};
   fmt::print("== evaluation\n");
   std::fflush(stdout);
