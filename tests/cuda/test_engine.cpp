@@ -219,8 +219,9 @@ TEST_CASE("engine: in 16 bits the optimiser moves float32 weights, whose roundin
   CHECK(device->precision() == train::Precision::bf16);
   auto const training = device->train(host, {.optimizer = adam}, false);
   Ragged const from = some_contexts(), to = some_responses();
-  // A weight of 1 has a unit of 2^-7 in 16 bits: a step of 1e-4 is lost there, and not in float32.
-  double const rate = 1e-4;
+  // A weight of 0.1 has a unit of 2^-11 in 16 bits, and begins as such a number: steps of 2e-5 are
+  // lost there, and not in float32.
+  double const rate = 2e-5;
   int const steps = 4;
   for (int i = 0; i < steps; ++i) {
     training->zero_gradients();
@@ -238,7 +239,8 @@ TEST_CASE("engine: in 16 bits the optimiser moves float32 weights, whose roundin
   }
   CHECK(moved > after.size() / 2);
   CHECK(moved_in_16_bits < moved / 2);
-  CHECK(static_cast<double>(furthest) <= steps * rate * 1.001);
+  // A step of Adam is hardly more than its rate.
+  CHECK(static_cast<double>(furthest) <= 1.1 * steps * rate);
   // What the model computes with is what came home, rounded.
   CHECK(logprobs(training->model()) == logprobs(*device->load(host)));
 }
