@@ -8,9 +8,9 @@
 #
 #   --pack DIR       build the programs and put them into DIR with this script and the rivals: all
 #                    that a machine needs which has a driver, cuBLASLt and, for the rivals, PyTorch
-#   --emprl FILE     the program emprl, built with -DEMPRL_CUDA_PROGRAMS=ON, to go with them (else
-#                    build/cuda/bin/emprl or build/bin/emprl, if that is such a one);
-#                    -DEMPRL_WITH_ONEDNN=OFF keeps it small
+#   --emprl FILE     the program emprl, built with -DEMPRL_CUDA_PROGRAMS=ON: to be packed (else
+#                    build/cuda/bin/emprl or build/bin/emprl, if that is such a one; built with
+#                    -DEMPRL_WITH_ONEDNN=OFF it is small), or to be run (else beside the programs)
 #   --programs DIR   where the programs are (else beside this script, else build/gpu-programs, where
 #                    they are built if need be)
 #   --out DIR        where gpu.json, gpu.txt and gpu.log go (else $OUT, else build/gpu)
@@ -390,6 +390,11 @@ program() {
   fi
   dialogues=${EMPRL_DATA:+$EMPRL_DATA/empathetic_dialogues}
   [ -n "$dialogues" ] && [ -f "$dialogues/train.csv" ] || dialogues=$programs/corpus/dialogues
+  if [ -z "$dry" ] && wanted program && [ ! -f "$dialogues/train.csv" ]; then
+    say "== program: left out, there are no dialogues; EMPRL_DATA says where"
+    printf 'left out: there are no dialogues; EMPRL_DATA says where\n' >"$work/program.status"
+    return 0
+  fi
   script=$programs/devices.sh
   [ -e "$script" ] || script=$here/devices.sh
   part program 120 env "LD_LIBRARY_PATH=$programs${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" \
