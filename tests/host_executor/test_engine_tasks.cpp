@@ -123,7 +123,7 @@ train::AlignSettings align_settings(index_t steps) {
   s.ppo.mini_batch_size = 3;
   s.ppo.gradient_accumulation = 2;
   s.ppo.epochs = 2;
-  s.ppo.learning_rate = 1e-2;
+  s.ppo.learning_rate = 1e-3;
   s.sampling.max_new_tokens = 6;
   s.sampling.min_new_tokens = 2;
   return s;
@@ -265,16 +265,15 @@ TEST_CASE("engine: align samples, reports and ends on the GPU as on the CPU",
       INFO("number " << i);
       CHECK(std::abs(their_numbers[i] - numbers[i]) <= 2e-3 * std::max(1.0, std::abs(numbers[i])));
     }
-    // The models have gone the same way: they differ by far less than they have moved.
+    // That both have gone the same way is compared sharply in tests/cuda/test_engine.cpp: Adam's
+    // small epsilon makes steps here of gradients that are rounding alone.
+    test::check_close("response", their_rows, rows, 1e-3);
     auto const before = test::response_logprobs(cpu, test::generator());
-    double moved = 0, apart = 0;
+    double moved = 0;
     for (std::size_t i = 0; i < rows.size(); ++i) {
       moved = std::max(moved, std::abs(rows[i] - before[i]));
-      apart = std::max(apart, std::abs(their_rows[i] - rows[i]));
     }
-    INFO("moved by " << moved << ", apart by " << apart);
-    CHECK(moved > 1e-4 * support::max_abs(rows));
-    CHECK(apart <= 0.05 * moved);
+    CHECK(moved > 1e-3);
   };
   check([&](train::Engine& engine, train::Generator<float>& g, auto on_step) {
     train::align(engine, g, test::likes_e, pairs, test::align_settings(1), nullptr, on_step);
