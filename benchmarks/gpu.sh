@@ -4,15 +4,19 @@
 # tests of the kernels, their benchmarks, and PyTorch's on the same machine.
 #
 #   sh benchmarks/gpu.sh [--programs DIR] [--out DIR] [--seconds N] [--only PART,...] [--dry-run]
-#   sh benchmarks/gpu.sh --pack DIR [--dry-run]
+#   sh benchmarks/gpu.sh --pack DIR [--emprl FILE] [--dry-run]
 #
 #   --pack DIR       build the programs and put them into DIR with this script and the rivals: all
 #                    that a machine needs which has a driver, cuBLASLt and, for the rivals, PyTorch
+#   --emprl FILE     the program emprl, built with -DEMPRL_CUDA_PROGRAMS=ON: to be packed (else
+#                    build/cuda/bin/emprl or build/bin/emprl, if that is such a one; built with
+#                    -DEMPRL_WITH_ONEDNN=OFF it is small), or to be run (else beside the programs)
 #   --programs DIR   where the programs are (else beside this script, else build/gpu-programs, where
 #                    they are built if need be)
 #   --out DIR        where gpu.json, gpu.txt and gpu.log go (else $OUT, else build/gpu)
 #   --seconds N      end after so many seconds at most (else 520)
-#   --only PART,...  of: tests kernels attention adamw rows decode memcheck flex racecheck
+#   --only PART,...  of: tests kernels program attention adamw rows decode memcheck flex
+#                    racecheck
 #   --dry-run        print every command instead
 #
 # The parts run in this order, each with a limit of its own; the results are written anew after each,
@@ -36,18 +40,20 @@ absolute() { case $1 in /*) printf '%s' "$1" ;; *) printf '%s' "$PWD/$1" ;; esac
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/.." && pwd)
 pack=
+emprl=
 programs=
 out=
 seconds=520
 only=
 dry=
-all_parts="tests kernels attention adamw rows decode memcheck flex racecheck"
+all_parts="tests kernels program attention adamw rows decode memcheck flex racecheck"
 while [ $# -gt 0 ]; do
   case $1 in
-    --pack | --programs | --out | --seconds | --only)
+    --pack | --emprl | --programs | --out | --seconds | --only)
       [ $# -ge 2 ] || wrong "$1 needs a value."
       case $1 in
         --pack) pack=$(absolute "$2") ;;
+        --emprl) emprl=$(absolute "$2") ;;
         --programs) programs=$(absolute "$2") ;;
         --out) out=$(absolute "$2") ;;
         --seconds)
@@ -113,6 +119,9 @@ build() {
   run strip "$1/emprl_tests_cuda" "$1/bench_kernels"
 }
 
+# knows_cuda FILE: whether it is the program emprl with --device cuda.
+knows_cuda() { [ -x "$1" ] && "$1" score --help 2>/dev/null | grep -q 'cpu or cuda'; }
+
 # Libraries that neither every Linux has nor CUDA brings.
 other_libraries() {
   ldd "$@" | awk '/=> \// { print $3 }' | sort -u |
@@ -124,13 +133,29 @@ if [ -n "$pack" ]; then
   run mkdir -p "$pack/peers"
   run cp "$here/gpu.sh" "$pack/gpu.sh"
   run cp "$here"/peers/*.py "$pack/peers/"
+  if [ -n "$emprl" ]; then
+    [ -n "$dry" ] || knows_cuda "$emprl" ||
+      fail "$emprl is not the program emprl with --device cuda."
+  else
+    for file in "$root/build/cuda/bin/emprl" "$root/build/bin/emprl"; do
+      if [ -z "$emprl" ] && knows_cuda "$file"; then emprl=$file; fi
+    done
+  fi
+  if [ -n "$emprl" ]; then
+    run cp "$emprl" "$pack/emprl"
+    run cp "$here/devices.sh" "$pack/devices.sh"
+    run strip "$pack/emprl"
+    # Something to train on where there are no other dialogues.
+    run "$(dirname "$emprl")/emprl-corpus" --out "$pack/corpus" --dialogues 2000 --posts 10
+  fi
   if [ -n "$dry" ]; then
     say "Nothing was run."
     exit 0
   fi
   commit=$(git -C "$root" describe --always --dirty 2>/dev/null) || commit=unknown
   printf '%s\n' "$commit" >"$pack/commit"
-  for library in $(other_libraries "$pack/emprl_tests_cuda" "$pack/bench_kernels"); do
+  for library in $(other_libraries "$pack/emprl_tests_cuda" "$pack/bench_kernels" \
+    ${emprl:+"$pack/emprl"}); do
     cp "$library" "$pack/"
   done
   size=$(du -sk "$pack" | cut -f1)
@@ -355,8 +380,31 @@ sanitize() {
     part "$1" "$2" compute-sanitizer --tool "$3" --error-exitcode 9 "$bench" --validate-only
 }
 
+# The program, if it is here: its losses on the CPU and on the GPU.
+program() {
+  [ -n "$dry" ] || [ -n "$emprl" ] || emprl=$programs/emprl
+  if [ -z "$dry" ] && wanted program && ! knows_cuda "$emprl"; then
+    say "== program: left out, there is no emprl with --device cuda"
+    printf 'left out: there is no emprl with --device cuda\n' >"$work/program.status"
+    return 0
+  fi
+  dialogues=${EMPRL_DATA:+$EMPRL_DATA/empathetic_dialogues}
+  [ -n "$dialogues" ] && [ -f "$dialogues/train.csv" ] || dialogues=$programs/corpus/dialogues
+  if [ -z "$dry" ] && wanted program && [ ! -f "$dialogues/train.csv" ]; then
+    say "== program: left out, there are no dialogues; EMPRL_DATA says where"
+    printf 'left out: there are no dialogues; EMPRL_DATA says where\n' >"$work/program.status"
+    return 0
+  fi
+  script=$programs/devices.sh
+  [ -e "$script" ] || script=$here/devices.sh
+  part program 120 env "LD_LIBRARY_PATH=$programs${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" \
+    sh "$script" --program "${emprl:-emprl}" --dialogues "$dialogues" --work "$work/devices" \
+    --json "$work/program.json"
+}
+
 part tests 130 "$programs/emprl_tests_cuda"
 part kernels 120 "$bench" --seconds 0.3 --json "$work/kernels.json" --tsv "$work/kernels.tsv"
+program
 peer attention 75 attention.py
 peer adamw 30 adamw.py
 peer rows 45 rows.py

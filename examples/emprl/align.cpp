@@ -11,10 +11,11 @@
 #include <optional>
 
 #include "emprl/data/pairs.hpp"
-#include "emprl/train/align.hpp"
 #include "emprl/train/empathy_reward.hpp"
 #include "emprl/train/empathy_scorer.hpp"
+#include "emprl/train/engine_tasks.hpp"
 #include "emprl/train/pipe_reward.hpp"
+#include "engine.hpp"
 
 namespace emprl::program {
 
@@ -59,11 +60,14 @@ void align(Common const& common, AlignOptions const& o) {
   bool const by_program = !o.reward_command.empty();
   if (!by_program) expect_there(o.identifiers, "--identifiers");
   expect_there(o.data, "--data");
-  Cpu dev = common.cpu();
+  auto const engine = open_engine(common);
   train::Generator<float> generator = train::load_generator<float>(o.model, o.adapter);
   for (std::string const& warning : generator.warnings) fmt::print(stderr, "{}\n", warning);
   std::optional<train::EmpathyScorer<float>> scorer;
-  if (!by_program) scorer.emplace(dev, o.identifiers);
+  if (!by_program) {
+    scorer.emplace(*engine, o.identifiers);
+    for (std::string const& warning : scorer->warnings()) fmt::print(stderr, "{}\n", warning);
+  }
   data::PairSet set = data::load_pairs(o.data, data::Split::train, o.context);
   for (data::DataWarning const& warning : set.warnings)
     fmt::print(stderr, "{}\n", data::to_string(warning));
@@ -105,7 +109,7 @@ void align(Common const& common, AlignOptions const& o) {
              settings.adaptive_kl ? "adaptive" : "fixed");
   train::MetricsLog log(o.out);
   auto const with = [&](auto reward) {
-    return train::align(dev, generator, reward, set.pairs, settings, &log);
+    return train::align(*engine, generator, reward, set.pairs, settings, &log);
   };
   index_t const steps = by_program
                             ? with(train::PipeReward{{.command = o.reward_command}})

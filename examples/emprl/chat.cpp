@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "emprl/ops/gemm_cpu.hpp"
 
 // `emprl chat`: talk to a model in the terminal, or through a pipe: a line in, a line out.
 
@@ -23,7 +22,7 @@
 #include "emprl/io/utf8.hpp"
 #include "emprl/text/batching.hpp"
 #include "emprl/train/model_folder.hpp"
-#include "emprl/train/t5_adaptors.hpp"
+#include "engine.hpp"
 #include "lines.hpp"
 
 namespace emprl::program {
@@ -130,10 +129,10 @@ std::string obey(std::string const& line, ChatState& state) {
 void chat(Common const& common, ChatOptions const& options) {
   expect_there(options.model, "--model");
   if (!options.adapter.empty()) expect_there(options.adapter, "--adapter");
+  auto const engine = open_engine(common);
   auto const generator = train::load_generator<float>(options.model, options.adapter);
   for (std::string const& sentence : generator.warnings) warn(sentence);
-  Cpu dev = common.cpu();
-  train::T5Decoder<float> decoder(dev, generator);
+  auto const model = engine->load(generator);
 
   bool const terminal = ::isatty(STDIN_FILENO) != 0;
   if (terminal) write_standard_output("/help lists commands, /quit or Ctrl-D leaves.\n");
@@ -168,7 +167,7 @@ void chat(Common const& common, ChatOptions const& options) {
     context.push_back(encode_conversation(generator.tokenizer, state.turns, options));
     auto const sampling = train::barred_beyond_tokenizer(state.decoding.sampling, generator);
     std::vector<gen::DrawSite> const site{{state.seed, state.said++, 0}};
-    auto const response = decode(decoder, context.view(), state.decoding, sampling, 1,
+    auto const response = decode(*model, context.view(), state.decoding, sampling, 1,
                                  std::span<gen::DrawSite const>(site), false);
     std::string reply = generator.tokenizer.decode(response.at(0).at(0).tokens);
     write_standard_output((terminal ? "emprl> " : "") + reply + "\n");

@@ -25,18 +25,22 @@ namespace fs = std::filesystem;
 /// Options that every command has.
 struct Common {
   std::string device = "cpu";
-  int threads = 0;  ///< 0: as many as there are processors
+  std::string precision = "float32";  ///< of a model's passes: float32 or, on a GPU, bf16
+  int threads = 0;                    ///< 0: as many as there are processors
   std::uint64_t seed = 42;
   std::string command_line;  ///< as typed, for reports
   io::Json resolved;  ///< every option of the command with its value; written into output folders
 
   int thread_count() const;
-  Cpu cpu() const { return Cpu(thread_count()); }
 };
 
-/// Adds --device, --threads, --seed (and, for the help, --config, which main expands before
-/// parsing).
-void add_common(CLI::App& command, Common& common, bool with_config_file = true);
+/// Which devices a command can compute on.
+enum class Devices { cpu, all };
+
+/// Adds --device, --precision (where there is a choice), --threads, --seed (and, for the help,
+/// --config, which main expands before parsing).
+void add_common(CLI::App& command, Common& common, bool with_config_file = true,
+                Devices devices = Devices::all);
 
 /// Writes FOLDER/configuration.json: the options as they were resolved, readable by --config.
 void write_configuration(fs::path const& folder, Common const& common);

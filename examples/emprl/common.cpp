@@ -14,6 +14,7 @@
 #include "commands.hpp"
 #include "emprl/core/error.hpp"
 #include "emprl/io/utf8.hpp"
+#include "engine.hpp"
 #include "lines.hpp"
 
 namespace emprl::program {
@@ -23,13 +24,26 @@ int Common::thread_count() const {
   return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 }
 
-void add_common(CLI::App& command, Common& common, bool with_config_file) {
-  command.add_option("--device", common.device, "where to compute: cpu")
-      ->check([](std::string const& name) -> std::string {
-        if (name == "cpu") return {};
-        if (name == "cuda") return "this build has no CUDA; use --device cpu";
-        return "\"" + name + "\" is no device; use cpu";
+void add_common(CLI::App& command, Common& common, bool with_config_file, Devices devices) {
+  bool const cuda = has_cuda() && devices == Devices::all;
+  command
+      .add_option("--device", common.device,
+                  cuda ? "where to compute: cpu or cuda" : "where to compute: cpu")
+      ->check([cuda, devices](std::string const& name) -> std::string {
+        if (name == "cpu" || (cuda && name == "cuda")) return {};
+        if (name != "cuda") {
+          return "\"" + name + "\" is no device; use cpu" + (cuda ? " or cuda" : "");
+        }
+        if (devices == Devices::cpu) return "this command computes on the CPU; use --device cpu";
+        return "this build has no CUDA: build with -DEMPRL_CUDA_PROGRAMS=ON where the CUDA toolkit "
+               "is, or use --device cpu";
       });
+  if (devices == Devices::all) {
+    command
+        .add_option("--precision", common.precision,
+                    "what passes are computed in: float32, or bf16 on cuda")
+        ->check(CLI::IsMember({"float32", "bf16"}));
+  }
   command.add_option("--threads", common.threads, "threads of the CPU; 0: one for each processor")
       ->check(CLI::Range(0, 1024));
   command.add_option("--seed", common.seed, "where random numbers start");

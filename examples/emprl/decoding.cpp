@@ -145,6 +145,39 @@ std::string flags_of(DecodingOptions const& options) {
          number(s.repetition_penalty) + " --no-repeat-ngram " + std::to_string(s.no_repeat_ngram);
 }
 
+std::vector<std::vector<Response>> decode(train::EngineT5& model, RaggedView contexts,
+                                          DecodingOptions const& options,
+                                          gen::SamplingConfig const& sampling, index_t many,
+                                          std::span<gen::DrawSite const> sites, bool details) {
+  std::vector<std::vector<Response>> all(static_cast<std::size_t>(contexts.rows()));
+  train::EngineDecoder decoder(model);
+  if (options.beams > 0) {
+    auto found = gen::beam_search(decoder, contexts, sampling, options.search(many));
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      for (gen::Hypothesis& h : found[i]) {
+        all[i].push_back({std::move(h.tokens), std::move(h.details), h.score});
+      }
+    }
+    return all;
+  }
+  gen::DetailsObserver observer(sites.size());
+  Ragged responses;
+  if (details) {
+    responses = gen::generate_samples(decoder, contexts, many, sampling, sites, observer);
+  } else if (many > 1) {
+    responses = gen::generate_samples(decoder, contexts, many, sampling, sites);
+  } else {
+    // Where the device can draw itself, no logits travel.
+    responses = model.generate(contexts, sampling, sites);
+  }
+  for (index_t i = 0; i < responses.rows(); ++i) {
+    auto const row = responses.row(i);
+    all[static_cast<std::size_t>(i / many)].push_back(
+        {{row.begin(), row.end()}, std::move(observer.details[static_cast<std::size_t>(i)]), {}});
+  }
+  return all;
+}
+
 io::Json token_details(text::SentencePieceTokenizer const& tokenizer,
                        std::span<std::int32_t const> ids, std::span<double const> logprobs,
                        std::span<double const> entropies) {

@@ -15,6 +15,7 @@
 #include "commands.hpp"
 #include "emprl/gen/beam_search.hpp"
 #include "emprl/gen/generate.hpp"
+#include "emprl/train/engine.hpp"
 
 namespace emprl::program {
 
@@ -55,36 +56,14 @@ struct Response {
   std::optional<double> score;
 };
 
-/// Decodes contexts. For each as many responses as there are sites for a context, or with beams the
-/// `many` best.
+/// Decodes contexts, on the device of the model. For each as many responses as there are sites for
+/// a context, or with beams the `many` best.
 /// @param sampling  options.sampling with what the tokenizer bars
 /// @param sites     contexts.rows() * many of them; not used with beams
-template <gen::BeamDecoder M>
-std::vector<std::vector<Response>> decode(M& decoder, RaggedView contexts,
+std::vector<std::vector<Response>> decode(train::EngineT5& model, RaggedView contexts,
                                           DecodingOptions const& options,
                                           gen::SamplingConfig const& sampling, index_t many,
-                                          std::span<gen::DrawSite const> sites, bool details) {
-  std::vector<std::vector<Response>> all(static_cast<std::size_t>(contexts.rows()));
-  if (options.beams > 0) {
-    auto found = gen::beam_search(decoder, contexts, sampling, options.search(many));
-    for (std::size_t i = 0; i < found.size(); ++i) {
-      for (gen::Hypothesis& h : found[i]) {
-        all[i].push_back({std::move(h.tokens), std::move(h.details), h.score});
-      }
-    }
-    return all;
-  }
-  gen::DetailsObserver observer(sites.size());
-  Ragged const responses =
-      details ? gen::generate_samples(decoder, contexts, many, sampling, sites, observer)
-              : gen::generate_samples(decoder, contexts, many, sampling, sites);
-  for (index_t i = 0; i < responses.rows(); ++i) {
-    auto const row = responses.row(i);
-    all[static_cast<std::size_t>(i / many)].push_back(
-        {{row.begin(), row.end()}, std::move(observer.details[static_cast<std::size_t>(i)]), {}});
-  }
-  return all;
-}
+                                          std::span<gen::DrawSite const> sites, bool details);
 
 /// What --details adds of tokens: "ids", "tokens" (their pieces), "logprobs" (natural logarithms,
 /// the model's full softmax), "entropies" (nats, of the same).

@@ -3,11 +3,11 @@
 // emprl evaluate: models or finished responses against the target levels, beside floors and
 // controls.
 
-#include "emprl/ops/gemm_cpu.hpp"
-//
 #include "commands.hpp"
 
 #include <fmt/core.h>
+
+#include <memory>
 
 #include "emprl/data/pairs.hpp"
 #include "emprl/io/json_lines.hpp"
@@ -17,6 +17,7 @@
 #include "emprl/train/interrupt.hpp"
 #include "emprl/train/progress.hpp"
 #include "emprl/train/sequence_task.hpp"
+#include "engine.hpp"
 #include "report.hpp"
 #include "table.hpp"
 
@@ -52,11 +53,21 @@ struct Answers {
   std::vector<std::string> texts;
 };
 
+/// A generator, and the same on the device.
+struct Loaded {
+  std::unique_ptr<train::Generator<float>> generator;
+  std::unique_ptr<train::EngineT5> model;
+
+  Loaded(train::Engine& engine, System const& system)
+      : generator(std::make_unique<train::Generator<float>>(
+            train::load_generator<float>(system.model, system.adapter))),
+        model(engine.load(*generator)) {}
+};
+
 /// One sampled response for each context; `round` tells repeated samplings apart.
-Answers answer(Cpu& dev, Common const& common, train::Generator<float> const& generator,
-               gen::SamplingConfig const& config, std::span<data::Pair const> pairs,
-               std::uint32_t round, std::string const& label) {
-  train::T5Decoder<float> decoder(dev, generator);
+Answers answer(Common const& common, Loaded const& loaded, gen::SamplingConfig const& config,
+               std::span<data::Pair const> pairs, std::uint32_t round, std::string const& label) {
+  train::Generator<float> const& generator = *loaded.generator;
   gen::SamplingConfig const sampling = train::barred_beyond_tokenizer(config, generator);
   train::Progress progress(label, static_cast<index_t>(pairs.size()), "responses");
   Answers out;
@@ -69,8 +80,8 @@ Answers answer(Cpu& dev, Common const& common, train::Generator<float> const& ge
       contexts.push_back(
           text::encode_with_end(generator.tokenizer, pair.context, text::TokenLimits{}.context));
     }
-    Ragged const responses = gen::generate(decoder, contexts.view(), sampling, common.seed, round,
-                                           static_cast<std::uint32_t>(begin));
+    Ragged const responses = loaded.model->generate(contexts.view(), sampling, common.seed, round,
+                                                    static_cast<std::uint32_t>(begin));
     for (index_t i = 0; i < responses.rows(); ++i) {
       out.ids.push_back(responses.row(i));
       out.texts.push_back(generator.tokenizer.decode(responses.row(i)));
@@ -88,18 +99,17 @@ index_t target_bytes(std::span<data::Pair const> pairs) {
 }
 
 /// KL to the reference of a system's own samples, a response: mean of sum_t log p - log q.
-double kl_per_sequence(Cpu& dev, train::Generator<float> const& policy,
-                       train::Generator<float> const& reference, std::span<data::Pair const> pairs,
-                       Ragged const& responses) {
+double kl_per_sequence(Loaded const& policy, Loaded const& reference,
+                       std::span<data::Pair const> pairs, Ragged const& responses) {
   text::EncodedPairs encoded;
   for (data::Pair const& pair : pairs) {
-    encoded.contexts.push_back(
-        text::encode_with_end(policy.tokenizer, pair.context, text::TokenLimits{}.context));
+    encoded.contexts.push_back(text::encode_with_end(policy.generator->tokenizer, pair.context,
+                                                     text::TokenLimits{}.context));
   }
   encoded.responses = responses;
   std::vector<double> p, q;
-  train::likelihood(dev, policy, encoded, 64, &p);
-  train::likelihood(dev, reference, encoded, 64, &q);
+  train::likelihood(*policy.model, encoded, 64, &p);
+  train::likelihood(*reference.model, encoded, 64, &q);
   double sum = 0;
   for (std::size_t i = 0; i < p.size(); ++i) sum += p[i] - q[i];
   return sum / static_cast<double>(p.size());
@@ -225,8 +235,9 @@ io::Json evaluate(Common const& common, EvaluateOptions const& o) {
   if (!o.responses.empty()) expect_there(o.responses, "--responses");
   for (System const& system : o.systems) expect_there(system.model, "--model");
   train::InterruptGuard const guard;
-  Cpu dev = common.cpu();
-  Scorer const three(dev, o.identifiers);
+  auto const engine = open_engine(common);
+  Scorer const three(*engine, o.identifiers);
+  for (std::string const& sentence : three.warnings()) fmt::print(stderr, "{}\n", sentence);
   PiecewiseScorer const scorer{three};
   JudgeSet const set = load_judge_set(scorer, o);
   train::EvaluationOptions options;
@@ -238,19 +249,20 @@ io::Json evaluate(Common const& common, EvaluateOptions const& o) {
     systems.push_back(train::evaluate_responses(
         "responses", set.pairs, read_responses(o.responses, set.pairs.size()), scorer, options));
   }
-  std::optional<train::Generator<float>> reference;
+  std::optional<Loaded> reference;
   train::AnswerSamples samples{std::vector<std::vector<std::string>>(set.pairs.size()),
                                std::vector<std::vector<index_t>>(set.pairs.size())};
   index_t answer_tokens = 0;
   for (System const& system : o.systems) {
-    train::Generator<float> generator = train::load_generator<float>(system.model, system.adapter);
-    Answers const answers = answer(dev, common, generator, o.sampling, set.pairs, 0, system.name);
+    Loaded loaded(*engine, system);
+    train::Generator<float> const& generator = *loaded.generator;
+    Answers const answers = answer(common, loaded, o.sampling, set.pairs, 0, system.name);
     train::SystemEvaluation one =
         train::evaluate_responses(system.name, set.pairs, answers.texts, scorer, options);
     one.kind = system.kind == "control" ? train::SystemKind::control : train::SystemKind::system;
     auto const likelihood_of = [&](std::vector<data::Pair> const& pairs) {
       train::Likelihood l = train::likelihood(
-          dev, generator,
+          *loaded.model,
           text::encode_pairs(generator.tokenizer, std::span<data::Pair const>(pairs)));
       l.bytes = target_bytes(pairs);
       return l;
@@ -265,17 +277,16 @@ io::Json evaluate(Common const& common, EvaluateOptions const& o) {
       answer_tokens = answers.ids.tokens();
       for (index_t round = 0; round < o.best_of; ++round) {
         Answers const more = round == 0 ? Answers(answers)
-                                        : answer(dev, common, generator, o.sampling, set.pairs,
+                                        : answer(common, loaded, o.sampling, set.pairs,
                                                  static_cast<std::uint32_t>(round), "best of n");
         for (std::size_t i = 0; i < set.pairs.size(); ++i) {
           samples.texts[i].push_back(more.texts[i]);
           samples.tokens[i].push_back(more.ids.view().length(static_cast<index_t>(i)));
         }
       }
-      reference.emplace(std::move(generator));
-    } else if (generator.tokenizer.serialized() == reference->tokenizer.serialized()) {
-      one.likelihood.kl_per_sequence =
-          kl_per_sequence(dev, generator, *reference, set.pairs, answers.ids);
+      reference.emplace(std::move(loaded));
+    } else if (generator.tokenizer.serialized() == reference->generator->tokenizer.serialized()) {
+      one.likelihood.kl_per_sequence = kl_per_sequence(loaded, *reference, set.pairs, answers.ids);
     }
     systems.push_back(std::move(one));
   }

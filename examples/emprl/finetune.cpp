@@ -9,8 +9,8 @@
 #include <fmt/core.h>
 
 #include "emprl/data/pairs.hpp"
-#include "emprl/train/fit.hpp"
-#include "emprl/train/sequence_task.hpp"
+#include "emprl/train/engine_tasks.hpp"
+#include "engine.hpp"
 
 namespace emprl::program {
 
@@ -61,7 +61,7 @@ void finetune(Common const& common, FinetuneOptions const& o) {
   lora.alpha = o.lora_alpha;
   lora.dropout = o.lora_dropout;
   lora.targets = o.lora_targets;
-  Cpu dev = common.cpu();
+  auto const engine = open_engine(common);
   train::Generator<float> generator = train::load_generator<float>(o.model);
   for (std::string const& warning : generator.warnings) fmt::print(stderr, "{}\n", warning);
   // A target that is none is wrong usage, before anything is written.
@@ -77,13 +77,6 @@ void finetune(Common const& common, FinetuneOptions const& o) {
   fmt::print("{} training pairs ({} context and {} response tokens), {} validation pairs\n",
              train_set.rows(), train_set.contexts.tokens(), train_set.responses.tokens(),
              valid_set.rows());
-  train::SequenceTask<float> task(dev, generator, train_set, valid_set,
-                                  {.tuning = tuning,
-                                   .dropout = o.dropout,
-                                   .seed = common.seed,
-                                   .prefix_length = o.prefix_length,
-                                   .prefix_hidden = o.prefix_hidden,
-                                   .lora = lora});
   train::FitOptions fit;
   fit.phase = "finetune";
   fit.epochs = o.epochs;
@@ -97,7 +90,14 @@ void finetune(Common const& common, FinetuneOptions const& o) {
   fit.checkpoint = o.out / "checkpoint";
   if (o.log_batches) write_batches(o.out, train_pairs, fit);
   train::MetricsLog log(o.out);
-  train::FitResult const result = train::fit(dev, task, fit, &log);
+  train::FitResult const result = train::fit_sequences(*engine, generator, train_set, valid_set,
+                                                       {.tuning = tuning,
+                                                        .dropout = o.dropout,
+                                                        .seed = common.seed,
+                                                        .prefix_length = o.prefix_length,
+                                                        .prefix_hidden = o.prefix_hidden,
+                                                        .lora = lora},
+                                                       fit, &log);
 
   if (tuning == train::Tuning::full) {
     train::save_generator(o.out, generator);

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "emprl/ops/gemm_cpu.hpp"
 
 // `emprl generate`: responses for contexts.
 
@@ -17,7 +16,7 @@
 #include "emprl/train/interrupt.hpp"
 #include "emprl/train/model_folder.hpp"
 #include "emprl/train/progress.hpp"
-#include "emprl/train/t5_adaptors.hpp"
+#include "engine.hpp"
 #include "lines.hpp"
 
 namespace emprl::program {
@@ -57,6 +56,7 @@ void generate_lines(Common const& common, GenerateOptions const& options) {
   }
   expect_there(options.model, "--model");
   if (!options.adapter.empty()) expect_there(options.adapter, "--adapter");
+  auto const engine = open_engine(common);
   std::vector<InputLine> lines = read_lines(options.input, "--input");
   std::vector<gen::DrawSite> line_sites;
   for (std::size_t i = 0; i < lines.size(); ++i) {
@@ -67,8 +67,7 @@ void generate_lines(Common const& common, GenerateOptions const& options) {
   for (std::string const& sentence : generator.warnings) warn(sentence);
   auto const sampling = train::barred_beyond_tokenizer(options.decoding.sampling, generator);
 
-  Cpu dev = common.cpu();
-  train::T5Decoder<float> decoder(dev, generator);
+  auto const model = engine->load(generator);
   LineOutput output(options.output);
   train::InterruptGuard const guard;
   train::Progress progress("generate", static_cast<index_t>(lines.size()), "contexts");
@@ -99,7 +98,7 @@ void generate_lines(Common const& common, GenerateOptions const& options) {
           sites.back().step = static_cast<std::uint32_t>(sample);
         }
       }
-      auto const found = decode(decoder, contexts.view(), options.decoding, sampling, many,
+      auto const found = decode(*model, contexts.view(), options.decoding, sampling, many,
                                 std::span<gen::DrawSite const>(sites), options.details);
       for (std::size_t i = 0; i < found.size(); ++i) {
         for (Response const& response : found[i]) {

@@ -10,9 +10,9 @@
 
 #include "emprl/data/mental_health.hpp"
 #include "emprl/empathy/bag_of_words.hpp"
-#include "emprl/train/fit.hpp"
+#include "emprl/train/engine_tasks.hpp"
 #include "emprl/train/identifier_report.hpp"
-#include "emprl/train/identifier_task.hpp"
+#include "engine.hpp"
 #include "table.hpp"
 
 namespace emprl::program {
@@ -47,7 +47,7 @@ std::vector<int> bag_of_words(std::vector<data::Post> const& train,
 void identify(Common const& common, IdentifyOptions const& o) {
   expect_there(o.encoder, "--encoder");
   expect_there(o.data, "--data");
-  Cpu dev = common.cpu();
+  auto const engine = open_engine(common);
   train::Generator<float> const encoder = train::load_generator<float>(o.encoder);
   prepare_output(o.out);
   write_configuration(o.out, common);
@@ -73,12 +73,6 @@ void identify(Common const& common, IdentifyOptions const& o) {
         encoder.config(),
         text::SentencePieceTokenizer(encoder.tokenizer.serialized(), "spiece.model"));
     empathy::initialise(identifier.weights, encoder.config(), encoder.weights, common.seed);
-    train::IdentifierTask<float> task(
-        dev, identifier, train_set, valid_set,
-        {.dropout = o.dropout,
-         .seed = common.seed,
-         .class_weights =
-             o.class_weights ? train::ClassWeights::balanced : train::ClassWeights::none});
     fs::path const folder = o.out / name;
     prepare_output(folder);
     train::FitOptions fit;
@@ -86,18 +80,24 @@ void identify(Common const& common, IdentifyOptions const& o) {
     fit.epochs = o.epochs;
     fit.batch_size = o.batch;
     fit.learning_rate = o.learning_rate;
-    fit.warmup_steps = (task.examples() + o.batch - 1) / o.batch / 2;
+    fit.warmup_steps = (train_set.rows() + o.batch - 1) / o.batch / 2;
     fit.seed = common.seed;
     fit.patience = o.patience;
     fit.save_every = o.save_every;
     fit.checkpoint = folder / "checkpoint";
     train::MetricsLog log(folder);
-    train::fit(dev, task, fit, &log);
+    train::fit_identifier(*engine, identifier, train_set, valid_set,
+                          {.dropout = o.dropout,
+                           .seed = common.seed,
+                           .class_weights = o.class_weights ? train::ClassWeights::balanced
+                                                            : train::ClassWeights::none},
+                          fit, &log);
     train::save_identifier(folder, identifier);
     train::discard_checkpoint(fit.checkpoint);
 
+    auto const trained = engine->load(identifier.model, identifier.weights);
     std::vector<train::IdentifierPredictions> const systems{
-        {"identifier", likeliest(train::level_probabilities(dev, identifier, test_set.pairs))},
+        {"identifier", likeliest(train::level_probabilities(*trained, test_set.pairs))},
         train::majority_class(parts.train, parts.test.size()),
         {"bag of words", bag_of_words(parts.train, parts.test, folder / "bag_of_words.json")}};
     train::IdentifierReport const scores = train::report_identifiers(

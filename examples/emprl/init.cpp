@@ -79,7 +79,7 @@ void add_init(CLI::App& app, Common& common) {
   command->add_option("--out", options->out, "the folder that receives the model")
       ->required()
       ->type_name("DIR");
-  add_common(*command, common, false);
+  add_common(*command, common, false, Devices::cpu);
   command->footer(
       "The preset tiny takes its vocabulary from the tokenizer; small and base have the\n"
       "32128 ids of T5.\n\n"

@@ -2,8 +2,6 @@
 
 // emprl label: the identifiers' levels of target responses.
 
-#include "emprl/ops/gemm_cpu.hpp"
-//
 #include "commands.hpp"
 
 #include <fmt/core.h>
@@ -12,6 +10,7 @@
 #include "emprl/io/json_lines.hpp"
 #include "emprl/train/empathy_scorer.hpp"
 #include "emprl/train/progress.hpp"
+#include "engine.hpp"
 #include "lines.hpp"
 
 namespace emprl::program {
@@ -49,8 +48,8 @@ void label_rows(train::EmpathyScorer<float> const& scorer, std::vector<std::stri
 void label(Common const& common, LabelOptions const& o) {
   expect_there(o.identifiers, "--identifiers");
   expect_there(o.input, "--input");
-  Cpu dev = common.cpu();
-  train::EmpathyScorer<float> const scorer(dev, o.identifiers);
+  auto const engine = open_engine(common);
+  train::EmpathyScorer<float> const scorer(*engine, o.identifiers);
   for (std::string const& sentence : scorer.warnings()) warn(sentence);
   std::vector<std::string> contexts, responses;
   std::vector<io::Json> lines;

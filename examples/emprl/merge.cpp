@@ -33,7 +33,7 @@ void merge(Common const& common, MergeOptions const& options) {
   }
   prepare_output(options.out);
   std::size_t const products = generator.lora_shape().modules.size();
-  Cpu dev = common.cpu();
+  Cpu dev(common.thread_count());
   train::merge_lora(dev, generator);
   // A value head that was trained with the adapter lies beside it, and belongs to the result.
   if (auto const head = options.adapter / "value_head.safetensors"; fs::exists(head)) {
@@ -66,7 +66,7 @@ void add_merge(CLI::App& app, Common& common) {
   command->add_option("--out", options->out, "the folder that receives the model")
       ->required()
       ->type_name("DIR");
-  add_common(*command, common);
+  add_common(*command, common, true, Devices::cpu);
   command->footer(
       "The merged model gives what model and adapter give together, but for rounding,\n"
       "and is as fast as the model alone.\n\n"

@@ -109,7 +109,9 @@ void expect_same_run(Common const& common, fs::path const& out) {
   if (!fs::exists(path)) return;
   io::Json const before = io::read_json_file(path);
   for (auto const& [key, value] : common.resolved.items()) {
-    if (key == "threads" || key == "out" || key == "save-every") continue;
+    if (key == "threads" || key == "out" || key == "save-every" || key == "device") continue;
+    // Runs from before there was a choice computed in float32.
+    if (key == "precision" && !before.contains(key) && value == "float32") continue;
     if (!before.contains(key) || before[key] != value) {
       throw ConfigError(out.string() + " holds a run with another --" + key +
                         "; give the same options to go on with it, or another --out.");
@@ -298,6 +300,8 @@ void run(Common const& common, RunOptions o) {
   extra["findings"] = findings;
   extra["run"] = {{"seed", common.seed},
                   {"threads", common.thread_count()},
+                  {"device", common.device},
+                  {"precision", common.precision},
                   {"seconds before evaluation", static_cast<std::int64_t>(seconds_now() - begin)}};
   fmt::print("== evaluation\n");
   std::fflush(stdout);

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "emprl/ops/gemm_cpu.hpp"
 
 // `emprl score`: log-probabilities of given responses.
 
@@ -16,6 +15,7 @@
 #include "emprl/train/interrupt.hpp"
 #include "emprl/train/progress.hpp"
 #include "emprl/train/sequence_task.hpp"
+#include "engine.hpp"
 #include "lines.hpp"
 
 namespace emprl::program {
@@ -32,6 +32,7 @@ struct ScoreOptions {
 void score_lines(Common const& common, ScoreOptions const& options) {
   expect_there(options.model, "--model");
   if (!options.adapter.empty()) expect_there(options.adapter, "--adapter");
+  auto const engine = open_engine(common);
   std::vector<InputLine> lines = read_lines(options.input, "--input");
   for (InputLine const& line : lines) {
     text_of(line, "context");
@@ -40,7 +41,7 @@ void score_lines(Common const& common, ScoreOptions const& options) {
   auto const generator = train::load_generator<float>(options.model, options.adapter);
   for (std::string const& sentence : generator.warnings) warn(sentence);
 
-  Cpu dev = common.cpu();
+  auto const model = engine->load(generator);
   LineOutput output(options.output);
   train::InterruptGuard const guard;
   train::Progress progress("score", static_cast<index_t>(lines.size()), "responses");
@@ -60,8 +61,7 @@ void score_lines(Common const& common, ScoreOptions const& options) {
     }
     auto const tokens = static_cast<std::size_t>(pairs.responses.tokens());
     std::vector<float> logp(tokens), entropy(options.details ? tokens : 0);
-    train::token_logprobs<float>(dev, generator, pairs.contexts.view(), pairs.responses.view(),
-                                 std::span<float>(logp), {}, 1.0F, std::span<float>(entropy));
+    model->logprobs(pairs.contexts.view(), pairs.responses.view(), logp, entropy);
     for (std::size_t i = begin; i < end; ++i) {
       auto const row = static_cast<index_t>(i - begin);
       auto const ids = pairs.responses.row(row);

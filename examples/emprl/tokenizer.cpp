@@ -189,7 +189,7 @@ void add_tokenizer(CLI::App& app, Common& common) {
   model->excludes(input)->excludes(out)->excludes(vocabulary);
   output->excludes(input)->excludes(out)->excludes(vocabulary);
   max_tokens->excludes(input)->excludes(out)->excludes(vocabulary);
-  add_common(*command, common);
+  add_common(*command, common, true, Devices::cpu);
   command->footer(
       "Either --input and --out train a tokenizer, or --model with --encode or --decode applies "
       "one.\n\n"

@@ -16,6 +16,7 @@
 #include "emprl/gen/sampling.cuh"
 #include "emprl/ops/attention.cuh"
 #include "emprl/ops/attention_decode.cuh"
+#include "emprl/ops/attention_unfused.cuh"
 #include "emprl/ops/convert.cuh"
 #include "emprl/ops/dropout.cuh"
 #include "emprl/ops/elementwise.cuh"

@@ -10,7 +10,8 @@ if(NOT headers)
 endif()
 # What a program on the GPU includes besides.
 list(APPEND headers
-  "${INCLUDE_DIR}/emprl/rl/ppo.hpp" "${INCLUDE_DIR}/emprl/train/sequence_loss.hpp")
+  "${INCLUDE_DIR}/emprl/rl/ppo.hpp" "${INCLUDE_DIR}/emprl/train/sequence_loss.hpp"
+  "${INCLUDE_DIR}/emprl/train/engine.hpp")
 set(wrong 0)
 foreach(header IN LISTS headers)
   execute_process(COMMAND "${COMPILER}" -std=c++20 "-I${INCLUDE_DIR}" -M -x c++ "${header}"

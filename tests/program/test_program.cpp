@@ -210,7 +210,17 @@ TEST_CASE("program: wrong usage is exit 2 and one line that names it", "[program
   check_refused(w.run("generate --input in.jsonl --output o"), 2, {"--model"});
   check_refused(w.run(generate + "--output o --batch many"), 2, {"--batch"});
   check_refused(w.run(generate + "--output o --batch 0"), 2, {"--batch"});
-  check_refused(w.run(generate + "--output o --device cuda"), 2, {"--device", "no CUDA"});
+#if defined(EMPRL_PROGRAM_CUDA)
+  // With a GPU it is answered, without one it says what the driver says.
+  auto const on_gpu = w.run(generate + "--output o --device cuda");
+  if (on_gpu.status != 0) check_refused(on_gpu, 1, {"--device cuda: ", "cuda"});
+#else
+  check_refused(w.run(generate + "--output o --device cuda"), 2,
+                {"--device", "no CUDA", "EMPRL_CUDA_PROGRAMS"});
+#endif
+  check_refused(w.run(generate + "--output o --device tpu"), 2, {"--device", "tpu"});
+  check_refused(w.run(generate + "--output o --precision bf16"), 2, {"--precision bf16", "cuda"});
+  check_refused(w.run(generate + "--output o --precision fp8"), 2, {"--precision", "fp8"});
   check_refused(w.run(generate + "--output o --temperature 0"), 2, {"--temperature"});
   check_refused(w.run(generate + "--output o --temperature nan"), 2, {"--temperature"});
   check_refused(w.run(generate + "--output o --top-p 1.5"), 2, {"--top-p"});

@@ -5,7 +5,8 @@
 //
 // Tiles of 64 queries by 64 keys, by four warps; softmax goes along with them and no (Tq, Tk)
 // matrix exists (Dao 2023, "FlashAttention-2"). Bf16 multiplies on tensor cores with float sums;
-// float multiplies and adds in float, not in TF32. Head widths 32, 64 and 128.
+// float multiplies and adds in float, not in TF32. Head widths 32, 64 and 128; heads of another
+// width, without bias and prefix, go the slower way of ops/attention_unfused.cuh.
 //
 // The backward pass walks over the tiles twice: with a block's queries resting and keys passing by,
 // for dq and the bias, then with keys resting, for dk and dv. That is seven products of tiles where
@@ -33,6 +34,7 @@
 #include "emprl/cuda/shared.hpp"
 #include "emprl/math/exp.hpp"
 #include "emprl/ops/attention.hpp"
+#include "emprl/ops/attention_unfused.cuh"
 #include "emprl/ops/dropout.cuh"
 #include "emprl/ops/head_width.cuh"
 #include "emprl/ops/row_packs.cuh"
@@ -955,11 +957,14 @@ struct AttentionGrid {
 /// follows
 /// @throws ShapeError if extents disagree, a row of q, k, v, o or the prefix does not begin at a
 /// multiple of 16 bytes, or the bias table does not reach the longest distance
-/// @throws ConfigError if heads are not 32, 64 or 128 columns wide
+/// @throws ConfigError if heads are not 32, 64 or 128 columns wide and there is a bias or a prefix
 /// @throws CudaError if a launch fails
 template <CudaElement T>
 void attention_forward(Cuda& dev, Out<T, 2, Cuda> o, OptionalOut<float, 2, Cuda> lse,
                        std::type_identity_t<AttentionInputs<T, Cuda>> const& in) {
+  if (in.heads > 0 && !detail::has_tiled_attention(in.q.extent(1) / in.heads)) {
+    return attention_unfused_forward<T>(dev, o, lse, in);
+  }
   detail::AttentionCall<T> const call = detail::attention_call(in);
   detail::AttentionGrid<T> const grid(in);
   expects(o.extents() == in.q.extents() &&
@@ -1003,6 +1008,9 @@ template <CudaElement T>
 void attention_backward(Cuda& dev, AttentionGradients<T, Cuda> const& out,
                         std::type_identity_t<AttentionInputs<T, Cuda>> const& in, In<T, 2, Cuda> o,
                         In<float, 2, Cuda> lse, In<T, 2, Cuda> d_o) {
+  if (in.heads > 0 && !detail::has_tiled_attention(in.q.extent(1) / in.heads)) {
+    return attention_unfused_backward<T>(dev, out, in, lse, d_o);
+  }
   detail::AttentionCall<T> const call = detail::attention_call(in);
   detail::AttentionGrid<T> const grid(in);
   expects(o.extents() == in.q.extents() && d_o.extents() == in.q.extents() &&

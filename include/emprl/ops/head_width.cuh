@@ -11,6 +11,11 @@
 
 namespace emprl::detail {
 
+/// Whether attention has kernels that are compiled for heads of such a width.
+constexpr bool has_tiled_attention(index_t width) {
+  return width == 32 || width == 64 || width == 128;
+}
+
 /// Calls f(std::integral_constant<int, Dh>) for a head width that has kernels.
 /// @param op  the op's name, for the message
 /// @throws ConfigError for another width

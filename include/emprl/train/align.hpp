@@ -18,6 +18,7 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <type_traits>
 #include <typeinfo>
 #include <utility>
 #include <vector>
@@ -142,6 +143,33 @@ inline bool is_last_of_pass(index_t dialogues, index_t batch, index_t step) {
 }
 
 namespace detail {
+
+/// What divides the logits of log-probabilities.
+inline double temperature_of(AlignSettings const& settings) {
+  return settings.logprobs == LogProbs::tempered ? settings.sampling.temperature : 1.0;
+}
+
+inline optim::AdamWConfig adamw_of(AlignSettings const& settings) {
+  optim::AdamWConfig adam;
+  adam.max_gradient_norm = settings.ppo.max_gradient_norm;
+  return adam;
+}
+
+/// PPO's own strategies with the numbers of the settings: run(Composition) with one controller of
+/// the KL coefficient or the other.
+template <class Run>
+index_t with_own_strategies(AlignSettings const& settings, Run&& run) {
+  rl::PpoConfig const& ppo = settings.ppo;
+  auto const with = [&](auto controller) {
+    return run(
+        Composition{rl::KlK1{}, std::move(controller), rl::Gae{ppo.gamma, ppo.lambda},
+                    rl::PpoClipObjective{ppo.policy_clip, ppo.value_clip, ppo.value_coefficient}});
+  };
+  if (settings.adaptive_kl) {
+    return with(rl::AdaptiveKl(ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon));
+  }
+  return with(rl::FixedKl(ppo.kl_coefficient));
+}
 
 /// AdamW as an rl::Optimizer.
 template <Scalar T>
@@ -390,43 +418,116 @@ inline void leave_best(CheckpointSeries const& series, AlignSettings const& sett
                  "; its weights are in " + settings.best.string());
 }
 
-/// The loop around a trainer; Strategies is a Composition.
-template <Scalar T, class Reward, class Strategies>
-index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward,
+/// @throws ConfigError if a generator has a prefix and a LoRA
+template <Scalar T>
+void expect_one_adapter(Generator<T> const& generator, std::string const& phase) {
+  expects<ConfigError>(generator.prefix.size() == 0 || generator.lora().size() == 0,
+                       phase + ": a prefix and a LoRA cannot be trained at once.");
+}
+
+/// What PPO trains of a generator, but for the value head.
+template <Scalar T>
+std::span<T> trained_numbers(Generator<T> const& generator) {
+  if (generator.prefix.size() > 0) return generator.prefix.span();
+  return generator.lora().size() > 0 ? generator.lora().span() : generator.weights.span();
+}
+
+/// A generator in PPO on the CPU: the roles of PPO, and the trained weights on their way from and
+/// to checkpoints. run_ppo takes anything with these members; engine_tasks.hpp has the one of
+/// devices.
+template <Scalar T, bool WithValues>
+class HostPpo {
+ public:
+  HostPpo(Cpu& dev, Generator<T>& generator, AlignSettings const& settings)
+      : dev_(dev),
+        generator_(generator),
+        reference_model_(generator.clone()),
+        optimizer_(adamw_of(settings), parameters(settings.phase)),
+        temperature_(static_cast<T>(temperature_of(settings))),
+        policy_(dev, generator, gradient_views_, prefix_gradients_.views(), temperature_),
+        actor_([&] {
+          if constexpr (WithValues) {
+            return T5ActorCritic<T>(dev, generator, gradient_views_, prefix_gradients_.views(),
+                                    value_gradients_.views(), temperature_);
+          } else {
+            return rl::PolicyOnly(policy_);
+          }
+        }()),
+        reference_(dev, reference_model_, temperature_),
+        decoder_(dev, generator),
+        bound_{dev, optimizer_} {}
+  HostPpo(HostPpo const&) = delete;
+  HostPpo& operator=(HostPpo const&) = delete;
+
+  auto& actor() { return actor_; }
+  auto& reference() { return reference_; }
+  auto& optimizer() { return bound_; }
+  Ragged sample(RaggedView contexts, gen::SamplingConfig const& sampling, std::uint64_t seed,
+                std::uint32_t step) {
+    return gen::generate(decoder_, contexts, sampling, seed, step);
+  }
+
+  /// generator = what is trained, and back: here they are one.
+  void bring_home() {}
+  void take_up() {}
+
+  void write_optimizer(std::filesystem::path const& folder) const {
+    train::write_optimizer(folder, optimizer_);
+  }
+  void read_optimizer(std::filesystem::path const& folder) {
+    train::read_optimizer(folder, optimizer_);
+  }
+  io::Json identity() const { return io::Json::object(); }
+
+ private:
+  /// What is trained, with new gradients.
+  std::vector<optim::ParameterSpan<T>> parameters(std::string const& phase) {
+    expect_one_adapter(generator_, phase);
+    std::vector<optim::ParameterSpan<T>> trained;
+    if (generator_.prefix.size() > 0) {
+      prefix_gradients_ = PrefixParameters<T>(generator_.prefix_shape());
+      trained.push_back({generator_.prefix.span(), prefix_gradients_.span()});
+    } else if (generator_.lora().size() > 0) {
+      lora_gradients_ = t5::LoraParameters<T, Cpu>(generator_.lora_shape());
+      lora_gradients_.views().attach(generator_.lora_shape(), gradient_views_);
+      trained.push_back({generator_.lora().span(), lora_gradients_.span()});
+    } else {
+      gradients_ = t5::Parameters<T, Cpu>(generator_.config());
+      gradient_views_ = gradients_.views();
+      trained.push_back({generator_.weights.span(), gradients_.span()});
+    }
+    if constexpr (WithValues) {
+      value_gradients_ = ValueHeadParameters<T>(generator_.config().d_model);
+      trained.push_back({generator_.value_head.span(), value_gradients_.span()});
+    }
+    return trained;
+  }
+
+  using Actor = std::conditional_t<WithValues, T5ActorCritic<T>, rl::PolicyOnly<T5Policy<T>>>;
+
+  Cpu& dev_;
+  Generator<T>& generator_;
+  Generator<T> const reference_model_;
+  t5::Parameters<T, Cpu> gradients_;
+  t5::LoraParameters<T, Cpu> lora_gradients_;
+  t5::Params<T, Cpu> gradient_views_;  // of weights or LoRA; empty where frozen
+  PrefixParameters<T> prefix_gradients_;
+  ValueHeadParameters<T> value_gradients_;
+  optim::AdamW<T> optimizer_;
+  T temperature_;
+  T5Policy<T> policy_;
+  Actor actor_;
+  T5Reference<T> reference_;
+  T5Decoder<T> decoder_;
+  BoundOptimizer<T> bound_;
+};
+
+/// The loop around a trainer; Strategies is a Composition, Learner as HostPpo.
+template <class Learner, Scalar T, class Reward, class Strategies>
+index_t run_ppo(Learner& learner, Generator<T>& generator, Reward& reward,
                 std::span<data::Pair const> pairs, AlignSettings const& settings,
                 Strategies strategies, MetricsLog* log,
                 std::function<void(rl::PpoStats const&)> const& on_step) {
-  constexpr bool with_values = rl::uses_values<decltype(strategies.advantages)>;
-  if constexpr (with_values) ensure_value_head(generator, settings.seed);
-  Generator<T> const reference_model = generator.clone();
-  expects<ConfigError>(generator.prefix.size() == 0 || generator.lora().size() == 0,
-                       settings.phase + ": a prefix and a LoRA cannot be trained at once.");
-  t5::Parameters<T, Cpu> gradients;
-  t5::LoraParameters<T, Cpu> lora_gradients;
-  t5::Params<T, Cpu> gradient_views;
-  PrefixParameters<T> prefix_gradients;
-  ValueHeadParameters<T> value_gradients;
-  std::vector<optim::ParameterSpan<T>> trained;
-  if (generator.prefix.size() > 0) {
-    prefix_gradients = PrefixParameters<T>(generator.prefix_shape());
-    trained.push_back({generator.prefix.span(), prefix_gradients.span()});
-  } else if (generator.lora().size() > 0) {
-    lora_gradients = t5::LoraParameters<T, Cpu>(generator.lora_shape());
-    lora_gradients.views().attach(generator.lora_shape(), gradient_views);
-    trained.push_back({generator.lora().span(), lora_gradients.span()});
-  } else {
-    gradients = t5::Parameters<T, Cpu>(generator.config());
-    gradient_views = gradients.views();
-    trained.push_back({generator.weights.span(), gradients.span()});
-  }
-  if constexpr (with_values) {
-    value_gradients = ValueHeadParameters<T>(generator.config().d_model);
-    trained.push_back({generator.value_head.span(), value_gradients.span()});
-  }
-  optim::AdamWConfig adam;
-  adam.max_gradient_norm = settings.ppo.max_gradient_norm;
-  optim::AdamW<T> optimizer(adam, trained);
-
   auto const dialogues = static_cast<index_t>(pairs.size());
   expects<ConfigError>(dialogues > 0, settings.phase + ": there are no dialogues to train on.");
   rl::PpoConfig ppo = settings.ppo;
@@ -441,30 +542,16 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward,
   index_t const steps = settings.steps > 0 ? settings.steps : 3 * pass;
   if (ppo.decay_steps == 0) ppo.decay_steps = steps;
 
-  T const temperature = settings.logprobs == LogProbs::tempered
-                            ? static_cast<T>(settings.sampling.temperature)
-                            : T(1);
-  T5Policy<T> policy(dev, generator, gradient_views, prefix_gradients.views(), temperature);
-  auto actor = [&] {
-    if constexpr (with_values) {
-      return T5ActorCritic<T>(dev, generator, gradient_views, prefix_gradients.views(),
-                              value_gradients.views(), temperature);
-    } else {
-      return rl::PolicyOnly(policy);
-    }
-  }();
-  T5Reference<T> reference(dev, reference_model, temperature);
-  T5Decoder<T> decoder(dev, generator);
   gen::SamplingConfig const sampling = barred_beyond_tokenizer(settings.sampling, generator);
   auto sampler = [&](RaggedView contexts, std::uint32_t step) {
-    return gen::generate(decoder, contexts, sampling, settings.seed, step);
+    return learner.sample(contexts, sampling, settings.seed, step);
   };
   auto decode = [&](std::span<std::int32_t const> ids) { return generator.tokenizer.decode(ids); };
-  BoundOptimizer<T> bound{dev, optimizer};
   rl::PpoTrainer trainer(
-      ppo, rl::make_ppo_spec(actor, reference, reward, sampler, decode, bound,
-                             std::move(strategies.kl), std::move(strategies.kl_controller),
-                             std::move(strategies.advantages), std::move(strategies.objective)));
+      ppo, rl::make_ppo_spec(learner.actor(), learner.reference(), reward, sampler, decode,
+                             learner.optimizer(), std::move(strategies.kl),
+                             std::move(strategies.kl_controller), std::move(strategies.advantages),
+                             std::move(strategies.objective)));
 
   bool const saves = !settings.checkpoint.empty();
   expects<ConfigError>(
@@ -480,7 +567,8 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward,
   CheckpointSeries const series(settings.checkpoint, keep);
   io::Json identity;
   if (saves) {
-    identity = align_identity(settings, ppo, steps, pairs, reference_model);
+    identity = align_identity(settings, ppo, steps, pairs, generator);
+    identity.update(learner.identity());
     identity["strategies"] = type_name<Strategies>();
     identity["reward"] = type_name<Reward>();
   }
@@ -492,8 +580,9 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward,
     // No checkpoint may be ahead of its log.
     if (log != nullptr) log->sync();
     series.save(step, score, [&](std::filesystem::path const& folder) {
+      learner.bring_home();
       save_trained(folder, generator);
-      write_optimizer(folder, optimizer);
+      learner.write_optimizer(folder);
       write_run_state(folder, identity,
                       {{"ppo", to_json(trainer.state())}, {"judged", to_json(judged)}});
     });
@@ -505,7 +594,8 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward,
     expects<IoError>(state.contains("ppo") && state.contains("judged"),
                      where + ": this is not the state of PPO.");
     load_trained(from->folder, generator);
-    read_optimizer(from->folder, optimizer);
+    learner.take_up();
+    learner.read_optimizer(from->folder);
     trainer.restore(ppo_state_from_json(state["ppo"], where));
     judged = judged_from_json(state["judged"], where);
     saved = from->step;
@@ -545,6 +635,7 @@ index_t run_ppo(Cpu& dev, Generator<T>& generator, Reward& reward,
   }
   if (!settings.best.empty()) leave_best(series, settings, done, judged, progress);
   progress.finish();
+  learner.bring_home();
   return done;
 }
 
@@ -559,7 +650,10 @@ index_t align(Cpu& dev, Generator<T>& generator, Reward& reward, std::span<data:
               MetricsLog* log = nullptr,
               std::function<void(rl::PpoStats const&)> const& on_step = {}) {
   settings.ppo.validate();
-  return detail::run_ppo(dev, generator, reward, pairs, settings, std::move(composition), log,
+  constexpr bool with_values = rl::uses_values<A>;
+  if constexpr (with_values) ensure_value_head(generator, settings.seed);
+  detail::HostPpo<T, with_values> learner(dev, generator, settings);
+  return detail::run_ppo(learner, generator, reward, pairs, settings, std::move(composition), log,
                          on_step);
 }
 
@@ -584,18 +678,9 @@ index_t align(Cpu& dev, Generator<T>& generator, Reward& reward, std::span<data:
               AlignSettings const& settings, MetricsLog* log = nullptr,
               std::function<void(rl::PpoStats const&)> const& on_step = {}) {
   settings.ppo.validate();
-  rl::PpoConfig const& ppo = settings.ppo;
-  auto const with = [&](auto controller) {
-    return align(
-        dev, generator, reward, pairs, settings,
-        Composition{rl::KlK1{}, std::move(controller), rl::Gae{ppo.gamma, ppo.lambda},
-                    rl::PpoClipObjective{ppo.policy_clip, ppo.value_clip, ppo.value_coefficient}},
-        log, on_step);
-  };
-  if (settings.adaptive_kl) {
-    return with(rl::AdaptiveKl(ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon));
-  }
-  return with(rl::FixedKl(ppo.kl_coefficient));
+  return detail::with_own_strategies(settings, [&](auto composition) {
+    return align(dev, generator, reward, pairs, settings, std::move(composition), log, on_step);
+  });
 }
 
 }  // namespace emprl::train

@@ -323,11 +323,9 @@ inline io::Json read_run_state(std::filesystem::path const& folder, io::Json con
 /// @param name the file's name, for trainers with several optimisers
 /// @throws IoError naming the file
 template <Scalar T>
-void write_optimizer(std::filesystem::path const& folder, optim::AdamW<T> const& optimizer,
-                     std::string const& name = "optimizer.safetensors") {
-  auto const first = optimizer.first_moment();
-  auto const second = optimizer.second_moment();
-  std::int64_t const steps = optimizer.steps();
+void write_moments(std::filesystem::path const& folder, std::int64_t steps,
+                   std::span<T const> first, std::span<T const> second,
+                   std::string const& name = "optimizer.safetensors") {
   auto const size = static_cast<index_t>(first.size());
   std::vector<io::TensorToWrite> const tensors{
       io::tensor_to_write("first_moment", {size}, first),
@@ -336,16 +334,21 @@ void write_optimizer(std::filesystem::path const& folder, optim::AdamW<T> const&
   io::write_safetensors(folder / name, tensors);
 }
 
-/// Takes up the moments and steps that `write_optimizer` wrote.
-/// @throws IoError naming the file if it is of another number of parameters or another element
-/// type: converted moments
-///         would not go on bit for bit
+/// The same of an optimiser on the CPU. @throws IoError naming the file
 template <Scalar T>
-void read_optimizer(std::filesystem::path const& folder, optim::AdamW<T>& optimizer,
-                    std::string const& name = "optimizer.safetensors") {
+void write_optimizer(std::filesystem::path const& folder, optim::AdamW<T> const& optimizer,
+                     std::string const& name = "optimizer.safetensors") {
+  write_moments<T>(folder, optimizer.steps(), optimizer.first_moment(), optimizer.second_moment(),
+                   name);
+}
+
+/// Reads what `write_moments` wrote into spans of the optimiser's size. @return the steps
+/// @throws IoError naming the file if it is of another number of parameters or another element
+/// type: converted moments would not go on bit for bit
+template <Scalar T>
+std::int64_t read_moments(std::filesystem::path const& folder, std::span<T> first,
+                          std::span<T> second, std::string const& name = "optimizer.safetensors") {
   io::SafeTensorsFile const file(folder / name);
-  std::vector<T> first(optimizer.first_moment().size());
-  std::vector<T> second(optimizer.second_moment().size());
   std::int64_t steps = 0;
   for (char const* const tensor : {"first_moment", "second_moment"}) {
     expects<IoError>(file.info(tensor).dtype == io::dtype_of<T>(),
@@ -353,10 +356,21 @@ void read_optimizer(std::filesystem::path const& folder, optim::AdamW<T>& optimi
                          std::string(io::dtype_name(file.info(tensor).dtype)) + " where " +
                          std::string(io::dtype_name(io::dtype_of<T>())) + " was expected.");
   }
-  file.copy_to("first_moment", std::span<T>(first), {static_cast<index_t>(first.size())});
-  file.copy_to("second_moment", std::span<T>(second), {static_cast<index_t>(second.size())});
+  file.copy_to("first_moment", first, {static_cast<index_t>(first.size())});
+  file.copy_to("second_moment", second, {static_cast<index_t>(second.size())});
   file.copy_to("steps", std::span<std::int64_t>(&steps, 1), {1});
   expects<IoError>(steps >= 0, file.path().string() + " has a negative number of steps.");
+  return steps;
+}
+
+/// Takes up the moments and steps that `write_optimizer` wrote.
+/// @throws IoError as read_moments
+template <Scalar T>
+void read_optimizer(std::filesystem::path const& folder, optim::AdamW<T>& optimizer,
+                    std::string const& name = "optimizer.safetensors") {
+  std::vector<T> first(optimizer.first_moment().size());
+  std::vector<T> second(optimizer.second_moment().size());
+  std::int64_t const steps = read_moments<T>(folder, first, second, name);
   optimizer.restore(steps, first, second);
 }
 

@@ -6,7 +6,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <concepts>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <numeric>
 #include <span>
@@ -17,6 +19,7 @@
 #include "emprl/empathy/identifier.hpp"
 #include "emprl/empathy/levels.hpp"
 #include "emprl/text/batching.hpp"
+#include "emprl/train/engine.hpp"
 #include "emprl/train/model_folder.hpp"
 
 namespace emprl::train {
@@ -84,21 +87,21 @@ void save_identifier(std::filesystem::path const& path, IdentifierModel<T> const
   io::write_weights(folder, detail::tensors_of(identifier.weights));
 }
 
-/// p[row][level] of one identifier for encoded pairs, `rows_at_once` rows in one pass.
-template <Scalar T>
-std::vector<empathy::MechanismProbabilities> level_probabilities(
-    Cpu& dev, IdentifierModel<T> const& identifier, text::EncodedPairs const& pairs,
-    index_t rows_at_once = 64) {
+namespace detail {
+
+/// p[row][level]; logits(contexts, responses, out) writes a part's logits (rows, 3) to the host.
+template <Scalar T, class Logits>
+std::vector<empathy::MechanismProbabilities> level_probabilities(Logits&& logits_of,
+                                                                 text::EncodedPairs const& pairs,
+                                                                 index_t rows_at_once) {
   std::vector<empathy::MechanismProbabilities> all;
   std::vector<index_t> rows;
   for (index_t begin = 0; begin < pairs.rows(); begin += rows_at_once) {
     rows.resize(static_cast<std::size_t>(std::min(rows_at_once, pairs.rows() - begin)));
     std::iota(rows.begin(), rows.end(), begin);
     text::EncodedPairs const part = text::gather_pairs(pairs, rows);
-    ArenaScope scope(dev.scratch);
-    auto logits = dev.scratch.template allocate<T, 2>({part.rows(), empathy::level_count});
-    identifier.model.inference(dev, identifier.weights.views(), part.contexts.view(),
-                               part.responses.view(), logits);
+    Tensor<T, 2, Cpu> const logits({part.rows(), empathy::level_count});
+    logits_of(part.contexts.view(), part.responses.view(), logits.view());
     for (index_t i = 0; i < part.rows(); ++i) {
       empathy::MechanismProbabilities p{};
       double const most = static_cast<double>(std::max({logits(i, 0), logits(i, 1), logits(i, 2)}));
@@ -113,19 +116,56 @@ std::vector<empathy::MechanismProbabilities> level_probabilities(
   return all;
 }
 
+}  // namespace detail
+
+/// p[row][level] of one identifier for encoded pairs, `rows_at_once` rows in one pass.
+template <Scalar T>
+std::vector<empathy::MechanismProbabilities> level_probabilities(
+    Cpu& dev, IdentifierModel<T> const& identifier, text::EncodedPairs const& pairs,
+    index_t rows_at_once = 64) {
+  return detail::level_probabilities<T>(
+      [&](RaggedView contexts, RaggedView responses, TensorView<T, 2, Cpu> out) {
+        identifier.model.inference(dev, identifier.weights.views(), contexts, responses, out);
+      },
+      pairs, rows_at_once);
+}
+
+/// The same on an engine's device.
+inline std::vector<empathy::MechanismProbabilities> level_probabilities(
+    EngineIdentifier& identifier, text::EncodedPairs const& pairs, index_t rows_at_once = 64) {
+  return detail::level_probabilities<float>(
+      [&](RaggedView contexts, RaggedView responses, TensorView<float, 2, Cpu> out) {
+        identifier.logits(contexts, responses, out);
+      },
+      pairs, rows_at_once);
+}
+
 /// The three identifiers of a folder as one function of text.
 template <Scalar T>
 class EmpathyScorer {
  public:
   /// @param folder holds er/, ip/ and ex/
   /// @throws IoError naming what is missing or wrong
-  EmpathyScorer(Cpu& dev, std::filesystem::path const& folder) : dev_(dev) {
-    for (data::Mechanism const mechanism : data::all_mechanisms) {
-      identifiers_.push_back(
-          load_identifier<T>(folder / std::string(data::mechanism_name(mechanism))));
-      auto const& said = identifiers_.back().warnings;
-      warnings_.insert(warnings_.end(), said.begin(), said.end());
-    }
+  EmpathyScorer(Cpu& dev, std::filesystem::path const& folder) {
+    load(folder, [&](std::shared_ptr<IdentifierModel<T> const> identifier) -> Score {
+      return [&dev, identifier](text::EncodedPairs const& pairs) {
+        return level_probabilities(dev, *identifier, pairs);
+      };
+    });
+  }
+
+  /// The same on an engine's device.
+  EmpathyScorer(Engine& engine,
+                std::filesystem::path const& folder) requires(std::same_as<T, float>) {
+    load(folder, [&](std::shared_ptr<IdentifierModel<T> const> identifier) -> Score {
+      std::shared_ptr<EngineIdentifier> const there =
+          engine.load(identifier->model, identifier->weights);
+      // The host's weights are those of the CPU's engine, and nobody's where they have gone up.
+      if (engine.cpu() == nullptr) identifier = nullptr;
+      return [identifier, there](text::EncodedPairs const& pairs) {
+        return level_probabilities(*there, pairs);
+      };
+    });
   }
 
   /// Of loading: tensors that were not used.
@@ -141,21 +181,35 @@ class EmpathyScorer {
     std::vector<empathy::LevelProbabilities> all(contexts.size());
     text::TokenLimits const limits;
     text::EncodedPairs pairs;
-    for (std::size_t k = 0; k < identifiers_.size(); ++k) {
-      auto const& tokenizer = identifiers_[k].tokenizer;
-      if (k == 0 || tokenizer.serialized() != identifiers_[k - 1].tokenizer.serialized()) {
+    for (std::size_t k = 0; k < tokenizers_.size(); ++k) {
+      auto const& tokenizer = tokenizers_[k];
+      if (k == 0 || tokenizer.serialized() != tokenizers_[k - 1].serialized()) {
         pairs.contexts = text::encode_texts(tokenizer, contexts, limits.context);
         pairs.responses = text::encode_texts(tokenizer, responses, limits.response);
       }
-      auto const one = level_probabilities(dev_, identifiers_[k], pairs);
+      auto const one = scores_[k](pairs);
       for (std::size_t i = 0; i < one.size(); ++i) all[i][k] = one[i];
     }
     return all;
   }
 
  private:
-  Cpu& dev_;
-  std::vector<IdentifierModel<T>> identifiers_;
+  using Score =
+      std::function<std::vector<empathy::MechanismProbabilities>(text::EncodedPairs const&)>;
+
+  template <class ScoreOf>
+  void load(std::filesystem::path const& folder, ScoreOf&& score_of) {
+    for (data::Mechanism const mechanism : data::all_mechanisms) {
+      auto identifier = std::make_shared<IdentifierModel<T>>(
+          load_identifier<T>(folder / std::string(data::mechanism_name(mechanism))));
+      warnings_.insert(warnings_.end(), identifier->warnings.begin(), identifier->warnings.end());
+      tokenizers_.push_back(std::move(identifier->tokenizer));
+      scores_.push_back(score_of(std::shared_ptr<IdentifierModel<T> const>(std::move(identifier))));
+    }
+  }
+
+  std::vector<text::SentencePieceTokenizer> tokenizers_;
+  std::vector<Score> scores_;
   std::vector<std::string> warnings_;
 };
 

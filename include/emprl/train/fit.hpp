@@ -148,18 +148,80 @@ inline std::string short_number(double x) {
 
 }  // namespace detail
 
-/// Trains a task. Resumes from options.checkpoint if it holds a checkpoint of a run with the same
-/// options.
-/// @param log where losses go, as phase/step; null for nowhere
-/// @throws ConfigError for options out of range, or naming the first in which the run of the
-/// checkpoint differs
-/// @throws Interrupted after a signal, once a checkpoint is written
-/// @throws Error if a loss or a gradient is not finite
+/// A task together with what moves its parameters, wherever they are: what the loop itself asks
+/// for. `parameters()` shows them on the host, until the next call of a function.
+///   l.examples(), loss(rows, step), has_validation(), validate(), finish()   as of a FitTask
+///   l.size()                              how many parameters there are
+///   l.parameters(), set_parameters(x)     their values, on the host
+///   l.zero_gradients(), l.step(rate)      of the optimiser; the second returns the gradients' norm
+///   l.write_optimizer(folder), l.read_optimizer(folder)    its state beside a checkpoint
+///   l.identity()                          what its arithmetic depends on besides the options
+template <class L>
+concept FitLearner = requires(L& l, std::span<index_t const> rows, std::uint32_t number,
+                              std::span<typename L::Scalar const> values, double rate,
+                              std::filesystem::path const& folder) {
+  { l.examples() } -> std::same_as<index_t>;
+  { l.size() } -> std::same_as<std::size_t>;
+  { l.parameters() } -> std::same_as<std::span<typename L::Scalar const>>;
+  { l.set_parameters(values) } -> std::same_as<void>;
+  { l.zero_gradients() } -> std::same_as<void>;
+  { l.loss(rows, number) } -> std::same_as<double>;
+  { l.step(rate) } -> std::same_as<double>;
+  { l.has_validation() } -> std::same_as<bool>;
+  { l.validate() } -> std::same_as<double>;
+  { l.finish() } -> std::same_as<void>;
+  { l.write_optimizer(folder) } -> std::same_as<void>;
+  { l.read_optimizer(folder) } -> std::same_as<void>;
+  { l.identity() } -> std::same_as<io::Json>;
+};
+
+/// A FitTask on the CPU and AdamW as a FitLearner.
 template <FitTask Task>
-FitResult fit(Cpu& dev, Task& task, FitOptions const& options, MetricsLog* log = nullptr) {
-  using T = typename Task::Scalar;
+class HostLearner {
+ public:
+  using Scalar = typename Task::Scalar;
+
+  HostLearner(Cpu& dev, Task& task, optim::AdamWConfig const& optimizer)
+      : dev_(dev), task_(task), optimizer_(optimizer, task.parameters(), task.gradients()) {}
+
+  index_t examples() const { return task_.examples(); }
+  std::size_t size() const { return task_.parameters().size(); }
+  std::span<Scalar const> parameters() const { return task_.parameters(); }
+  void set_parameters(std::span<Scalar const> values) {
+    std::copy(values.begin(), values.end(), task_.parameters().begin());
+  }
+  void zero_gradients() { optimizer_.zero_gradients(); }
+  double loss(std::span<index_t const> rows, std::uint32_t step) { return task_.loss(rows, step); }
+  double step(double rate) { return optimizer_.step(dev_, rate); }
+  bool has_validation() const { return task_.has_validation(); }
+  double validate() { return task_.validate(); }
+  void finish() { task_.finish(); }
+  void write_optimizer(std::filesystem::path const& folder) const {
+    train::write_optimizer(folder, optimizer_);
+  }
+  void read_optimizer(std::filesystem::path const& folder) {
+    train::read_optimizer(folder, optimizer_);
+  }
+  io::Json identity() const {
+    io::Json identity = io::Json::object();
+    if constexpr (requires(Task const& task) { task.identity(); }) {
+      identity["task"] = task_.identity();
+    }
+    return identity;
+  }
+
+ private:
+  Cpu& dev_;
+  Task& task_;
+  optim::AdamW<Scalar> optimizer_;
+};
+
+/// Trains a learner, as fit below. Its optimiser has the settings of options.optimizer.
+template <FitLearner Learner>
+FitResult fit(Learner& learner, FitOptions const& options, MetricsLog* log = nullptr) {
+  using T = typename Learner::Scalar;
   options.validate();
-  index_t const examples = task.examples();
+  index_t const examples = learner.examples();
   expects<ConfigError>(examples > 0, options.phase + ": there is nothing to train on.");
   index_t const batches = (examples + options.batch_size - 1) / options.batch_size;
   index_t const total = batches * options.epochs;
@@ -169,7 +231,6 @@ FitResult fit(Cpu& dev, Task& task, FitOptions const& options, MetricsLog* log =
   schedule.warmup_steps = std::min(options.warmup_steps, total - 1);
   schedule.total_steps = total;
 
-  optim::AdamW<T> optimizer(options.optimizer, task.parameters(), task.gradients());
   detail::FitState state;
   state.result.best_loss = std::numeric_limits<double>::max();
   std::vector<T> best;
@@ -177,25 +238,25 @@ FitResult fit(Cpu& dev, Task& task, FitOptions const& options, MetricsLog* log =
   // What a checkpoint must agree with to be gone on from.
   io::Json identity = {{"phase", options.phase},
                        {"examples", examples},
-                       {"parameters", task.parameters().size()},
+                       {"parameters", learner.size()},
                        {"epochs", options.epochs},
                        {"batch_size", options.batch_size},
                        {"learning_rate", options.learning_rate},
                        {"decay", static_cast<int>(options.decay)},
                        {"warmup_steps", options.warmup_steps},
                        {"seed", options.seed}};
-  if constexpr (requires { task.identity(); }) identity["task"] = task.identity();
+  identity.update(learner.identity());
   auto const save = [&] {
     if (options.checkpoint.empty()) return;
     if (log != nullptr) log->sync();
     save_checkpoint(options.checkpoint, [&](std::filesystem::path const& folder) {
-      auto const n = static_cast<index_t>(task.parameters().size());
-      std::span<T const> const now = task.parameters();
+      auto const n = static_cast<index_t>(learner.size());
+      std::span<T const> const now = learner.parameters();
       std::vector<io::TensorToWrite> tensors{io::tensor_to_write<T>("parameters", {n}, now)};
       if (!best.empty())
         tensors.push_back(io::tensor_to_write<T>("best", {n}, std::span<T const>(best)));
       io::write_safetensors(folder / "parameters.safetensors", tensors);
-      write_optimizer(folder, optimizer);
+      learner.write_optimizer(folder);
       write_run_state(folder, identity, detail::to_json(state));
     });
   };
@@ -204,13 +265,15 @@ FitResult fit(Cpu& dev, Task& task, FitOptions const& options, MetricsLog* log =
       state = detail::fit_state_from_json(read_run_state(*folder, identity),
                                           (*folder / "state.json").string());
       io::SafeTensorsFile const file(*folder / "parameters.safetensors");
-      auto const n = static_cast<index_t>(task.parameters().size());
-      file.copy_to("parameters", task.parameters(), {n});
+      auto const n = static_cast<index_t>(learner.size());
+      std::vector<T> values(learner.size());
+      file.copy_to("parameters", std::span<T>(values), {n});
+      learner.set_parameters(values);
       if (file.contains("best")) {
-        best.resize(task.parameters().size());
+        best.resize(learner.size());
         file.copy_to("best", std::span<T>(best), {n});
       }
-      read_optimizer(*folder, optimizer);
+      learner.read_optimizer(*folder);
     }
   }
   if (log != nullptr) log->resume(options.phase, state.step);
@@ -228,15 +291,15 @@ FitResult fit(Cpu& dev, Task& task, FitOptions const& options, MetricsLog* log =
         throw Interrupted("the same command goes on from step " + std::to_string(state.step) +
                           " of " + options.phase + ".");
       }
-      optimizer.zero_gradients();
-      double const loss = task.loss(rows[static_cast<std::size_t>(state.batch)],
-                                    static_cast<std::uint32_t>(state.step));
+      learner.zero_gradients();
+      double const loss = learner.loss(rows[static_cast<std::size_t>(state.batch)],
+                                       static_cast<std::uint32_t>(state.step));
       if (!std::isfinite(loss)) {
         throw Error(options.phase + ": the loss of step " + std::to_string(state.step + 1) +
                     " is not finite; try a smaller learning rate.");
       }
       double const rate = schedule(state.step);
-      double const norm = optimizer.step(dev, rate);
+      double const norm = learner.step(rate);
       ++state.step;
       ++state.batch;
       state.loss_sum += loss;
@@ -252,7 +315,7 @@ FitResult fit(Cpu& dev, Task& task, FitOptions const& options, MetricsLog* log =
     }
     EpochResult epoch;
     epoch.train_loss = state.loss_sum / static_cast<double>(batches);
-    epoch.valid_loss = task.has_validation() ? task.validate() : epoch.train_loss;
+    epoch.valid_loss = learner.has_validation() ? learner.validate() : epoch.train_loss;
     if (log != nullptr) {
       log->write(options.phase + " epoch", state.epoch + 1,
                  {{"train_loss", epoch.train_loss}, {"valid_loss", epoch.valid_loss}});
@@ -261,7 +324,7 @@ FitResult fit(Cpu& dev, Task& task, FitOptions const& options, MetricsLog* log =
     if (epoch.valid_loss < state.result.best_loss) {
       state.result.best_loss = epoch.valid_loss;
       state.result.best_epoch = state.epoch;
-      std::span<T const> const now = task.parameters();
+      std::span<T const> const now = learner.parameters();
       best.assign(now.begin(), now.end());
     }
     progress.print(options.phase + ": epoch " + std::to_string(state.epoch + 1) + " of " +
@@ -274,10 +337,24 @@ FitResult fit(Cpu& dev, Task& task, FitOptions const& options, MetricsLog* log =
     save();
   }
   progress.finish();
-  if (!best.empty()) std::copy(best.begin(), best.end(), task.parameters().begin());
-  task.finish();
+  if (!best.empty()) learner.set_parameters(best);
+  learner.finish();
   state.result.steps = state.step;
   return state.result;
+}
+
+/// Trains a task. Resumes from options.checkpoint if it holds a checkpoint of a run with the same
+/// options.
+/// @param log where losses go, as phase/step; null for nowhere
+/// @throws ConfigError for options out of range, or naming the first in which the run of the
+/// checkpoint differs
+/// @throws Interrupted after a signal, once a checkpoint is written
+/// @throws Error if a loss or a gradient is not finite
+template <FitTask Task>
+FitResult fit(Cpu& dev, Task& task, FitOptions const& options, MetricsLog* log = nullptr) {
+  options.validate();
+  HostLearner<Task> learner(dev, task, options.optimizer);
+  return fit(learner, options, log);
 }
 
 }  // namespace emprl::train

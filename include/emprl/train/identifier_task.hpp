@@ -4,6 +4,7 @@
 // Supervised learning of an empathy identifier: cross-entropy of the annotated levels.
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <span>
 #include <string>
@@ -42,6 +43,50 @@ enum class ClassWeights {
   balanced  ///< a post counts N / (3 n_level): every level counts the same in sum
 };
 
+namespace detail {
+
+/// What a post of each level counts.
+template <Scalar T>
+std::array<T, 3> level_weights(EncodedPosts const& posts, ClassWeights how) {
+  std::array<T, 3> weight;
+  weight.fill(T(1));
+  if (how == ClassWeights::none) return weight;
+  std::array<index_t, 3> count{};
+  for (std::int32_t const level : posts.levels) ++count[static_cast<std::size_t>(level)];
+  for (std::size_t l = 0; l < 3; ++l) {
+    if (count[l] > 0) weight[l] = static_cast<T>(posts.rows()) / (T(3) * static_cast<T>(count[l]));
+  }
+  return weight;
+}
+
+/// What each of some posts counts in their weighted mean; their levels go to `targets`.
+template <Scalar T>
+std::vector<T> level_shares(EncodedPosts const& posts, std::span<index_t const> rows,
+                            std::array<T, 3> const& weight, std::vector<std::int32_t>& targets) {
+  T sum = T(0);
+  for (index_t const i : rows) {
+    targets.push_back(posts.levels[static_cast<std::size_t>(i)]);
+    sum += weight[static_cast<std::size_t>(targets.back())];
+  }
+  std::vector<T> shares;
+  for (std::int32_t const level : targets) {
+    shares.push_back(weight[static_cast<std::size_t>(level)] / sum);
+  }
+  return shares;
+}
+
+/// -1/N sum_i log p_i(levels[i]), unweighted; 0 of nothing.
+inline double mean_cross_entropy(std::span<empathy::MechanismProbabilities const> p,
+                                 std::span<std::int32_t const> levels) {
+  double total = 0;
+  for (std::size_t i = 0; i < p.size(); ++i) {
+    total -= std::log(std::max(p[i][static_cast<std::size_t>(levels[i])], 1e-30));
+  }
+  return p.empty() ? 0.0 : total / static_cast<double>(p.size());
+}
+
+}  // namespace detail
+
 /// The task of train::fit that teaches an identifier its levels.
 template <Scalar T>
 class IdentifierTask {
@@ -64,15 +109,7 @@ class IdentifierTask {
         options_(options),
         gradients_(identifier.model.config()) {
     expects<ConfigError>(train.rows() > 0, "an identifier needs posts to train on.");
-    weight_.fill(T(1));
-    if (options.class_weights == ClassWeights::balanced) {
-      std::array<index_t, 3> count{};
-      for (std::int32_t const level : train.levels) ++count[static_cast<std::size_t>(level)];
-      for (std::size_t l = 0; l < 3; ++l) {
-        if (count[l] > 0)
-          weight_[l] = static_cast<T>(train.rows()) / (T(3) * static_cast<T>(count[l]));
-      }
-    }
+    weight_ = detail::level_weights<T>(train, options.class_weights);
   }
 
   index_t examples() const { return train_.rows(); }
@@ -85,11 +122,7 @@ class IdentifierTask {
     ArenaScope scratch(dev_.scratch);
     text::EncodedPairs const batch = text::gather_pairs(train_.pairs, rows);
     std::vector<std::int32_t> targets;
-    T weight_sum = T(0);
-    for (index_t const i : rows) {
-      targets.push_back(train_.levels[static_cast<std::size_t>(i)]);
-      weight_sum += weight_[static_cast<std::size_t>(targets.back())];
-    }
+    std::vector<T> const shares = detail::level_shares<T>(train_, rows, weight_, targets);
     auto const n = static_cast<index_t>(rows.size());
     DropoutSites sites(options_.dropout, options_.seed, step);
     typename empathy::Identifier<T, Cpu>::Context context;
@@ -103,8 +136,7 @@ class IdentifierTask {
     token_logprob_forward(dev_, logp, lse, {}, logits, labels);
     double total = 0;
     for (index_t i = 0; i < n; ++i) {
-      T const share =
-          weight_[static_cast<std::size_t>(targets[static_cast<std::size_t>(i)])] / weight_sum;
+      T const share = shares[static_cast<std::size_t>(i)];
       dlogp(i) = -share;
       total -= static_cast<double>(share * logp(i));
     }
@@ -116,12 +148,8 @@ class IdentifierTask {
 
   /// Mean cross-entropy a post on the validation part, unweighted: lower is better.
   double validate() const {
-    auto const p = level_probabilities(dev_, identifier_, valid_.pairs);
-    double total = 0;
-    for (std::size_t i = 0; i < p.size(); ++i) {
-      total -= std::log(std::max(p[i][static_cast<std::size_t>(valid_.levels[i])], 1e-30));
-    }
-    return p.empty() ? 0.0 : total / static_cast<double>(p.size());
+    return detail::mean_cross_entropy(level_probabilities(dev_, identifier_, valid_.pairs),
+                                      valid_.levels);
   }
   bool has_validation() const { return valid_.rows() > 0; }
   void finish() {}

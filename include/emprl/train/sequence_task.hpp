@@ -15,10 +15,11 @@
 
 #include "emprl/data/dialogue.hpp"
 #include "emprl/io/json.hpp"
-#include "emprl/nn/prefix.hpp"
 #include "emprl/text/batching.hpp"
+#include "emprl/train/engine.hpp"
 #include "emprl/train/fingerprint.hpp"
 #include "emprl/train/model_folder.hpp"
+#include "emprl/train/prefix_training.hpp"
 #include "emprl/train/sequence_loss.hpp"
 #include "emprl/train/t5_adaptors.hpp"
 
@@ -50,11 +51,13 @@ struct Likelihood {
   }
 };
 
-/// The likelihood of given responses. `per_row`, if wanted, receives the log-probability of each
-/// row.
-template <Scalar T>
-Likelihood likelihood(Cpu& dev, Generator<T> const& generator, text::EncodedPairs const& pairs,
-                      index_t rows_at_once = 64, std::vector<double>* per_row = nullptr) {
+namespace detail {
+
+/// The likelihood of given responses; logprobs(contexts, responses, logp) writes log p of a part's
+/// tokens.
+template <Scalar T, class LogProbabilities>
+Likelihood likelihood(LogProbabilities&& logprobs, text::EncodedPairs const& pairs,
+                      index_t rows_at_once, std::vector<double>* per_row) {
   Likelihood total;
   std::vector<index_t> rows;
   std::vector<T> logp;
@@ -64,7 +67,7 @@ Likelihood likelihood(Cpu& dev, Generator<T> const& generator, text::EncodedPair
       rows.push_back(i);
     text::EncodedPairs const part = text::gather_pairs(pairs, rows);
     logp.assign(part.responses.ids.size(), T(0));
-    token_logprobs(dev, generator, part.contexts.view(), part.responses.view(), std::span<T>(logp));
+    logprobs(part.contexts.view(), part.responses.view(), std::span<T>(logp));
     for (index_t i = 0; i < part.rows(); ++i) {
       double row = 0;
       for (index_t t = part.responses.offsets[static_cast<std::size_t>(i)];
@@ -79,84 +82,29 @@ Likelihood likelihood(Cpu& dev, Generator<T> const& generator, text::EncodedPair
   return total;
 }
 
-/// What makes the prefixes of one model in training: a network for each kind of attention (Li &
-/// Liang 2021).
+}  // namespace detail
+
+/// The likelihood of given responses. `per_row`, if wanted, receives the log-probability of each
+/// row.
 template <Scalar T>
-class PrefixTraining {
- public:
-  struct Params {
-    typename nn::PrefixNetwork<T, Cpu>::Params encoder, decoder, cross;
+Likelihood likelihood(Cpu& dev, Generator<T> const& generator, text::EncodedPairs const& pairs,
+                      index_t rows_at_once = 64, std::vector<double>* per_row = nullptr) {
+  return detail::likelihood<T>(
+      [&](RaggedView contexts, RaggedView responses, std::span<T> logp) {
+        token_logprobs(dev, generator, contexts, responses, logp);
+      },
+      pairs, rows_at_once, per_row);
+}
 
-    struct Shape {
-      t5::Config model;
-      index_t length = 0;
-      index_t hidden = 0;
-    };
-
-    template <class F>
-    void visit(Shape const& s, F&& f) {
-      index_t const layer = 2 * s.model.inner();
-      encoder.visit("prefix.encoder", {s.length, s.hidden, s.model.num_layers * layer}, f);
-      decoder.visit("prefix.decoder", {s.length, s.hidden, s.model.num_decoder_layers * layer}, f);
-      cross.visit("prefix.cross", {s.length, s.hidden, s.model.num_decoder_layers * layer}, f);
-    }
-  };
-  using Shape = typename Params::Shape;
-
-  PrefixTraining(Shape const& shape, std::uint64_t seed)
-      : parameters(shape),
-        gradients(shape),
-        flat_gradients_(typename t5::Prefixes<T, Cpu>::Shape{shape.model, shape.length}) {
-    // Uniform in +-1/sqrt(inputs) for the layers, standard normal for the embedding, as PyTorch
-    // does.
-    std::uint32_t row = 0;
-    for (nn::ParameterInfo const& info : parameters.infos()) {
-      RandomSequence random(seed, Stream::initialise, 2, row++);
-      bool const embedding = std::string_view(info.name).ends_with("embedding.weight");
-      double const bound = 1.0 / std::sqrt(static_cast<double>(shape.hidden));
-      for (T& x : parameters.span(info)) {
-        x = static_cast<T>(embedding ? random.normal() : bound * (2.0 * random.uniform() - 1.0));
-      }
-    }
-  }
-
-  /// Writes the prefixes that the networks make now.
-  void inference(Cpu& dev, t5::Prefixes<T, Cpu> const& out) const {
-    network_.inference(dev, parameters.views().encoder, out.encoder);
-    network_.inference(dev, parameters.views().decoder, out.decoder);
-    network_.inference(dev, parameters.views().cross, out.cross);
-  }
-
-  /// The same, keeping in dev.saved what backward needs, and clears the prefixes' gradients.
-  void forward(Cpu& dev, t5::Prefixes<T, Cpu> const& out) {
-    network_.forward(dev, parameters.views().encoder, out.encoder, contexts_[0]);
-    network_.forward(dev, parameters.views().decoder, out.decoder, contexts_[1]);
-    network_.forward(dev, parameters.views().cross, out.cross, contexts_[2]);
-    for (T& x : flat_gradients_.span()) x = T(0);
-  }
-
-  /// Where the model's backward pass adds the prefixes' gradients.
-  t5::Prefixes<T, Cpu> const& prefix_gradients() const { return flat_gradients_.views(); }
-
-  /// Carries them on to `gradients` (+=).
-  void backward(Cpu& dev) {
-    auto const& d = flat_gradients_.views();
-    network_.backward(dev, parameters.views().encoder, gradients.views().encoder, d.encoder,
-                      contexts_[0]);
-    network_.backward(dev, parameters.views().decoder, gradients.views().decoder, d.decoder,
-                      contexts_[1]);
-    network_.backward(dev, parameters.views().cross, gradients.views().cross, d.cross,
-                      contexts_[2]);
-  }
-
-  nn::ParameterStore<Params, T, Cpu> parameters;
-  nn::ParameterStore<Params, T, Cpu> gradients;
-
- private:
-  nn::PrefixNetwork<T, Cpu> network_;
-  typename nn::PrefixNetwork<T, Cpu>::Context contexts_[3];
-  PrefixParameters<T> flat_gradients_;
-};
+/// The same on an engine's device.
+inline Likelihood likelihood(EngineT5& model, text::EncodedPairs const& pairs,
+                             index_t rows_at_once = 64, std::vector<double>* per_row = nullptr) {
+  return detail::likelihood<float>(
+      [&](RaggedView contexts, RaggedView responses, std::span<float> logp) {
+        model.logprobs(contexts, responses, logp);
+      },
+      pairs, rows_at_once, per_row);
+}
 
 /// Gives a generator a new LoRA, which changes nothing until it is trained.
 /// @throws ConfigError as t5::lora_shape
@@ -166,6 +114,16 @@ void start_lora(T5Weights<T, Cpu>& generator, t5::LoraConfig const& config, std:
   t5::LoraParameters<T, Cpu> matrices(shape);
   t5::initialise_lora(matrices, seed);
   generator.attach_lora(std::move(shape), std::move(matrices));
+}
+
+/// @throws ConfigError if a model has an adapter that is not what is trained: it would not be saved
+/// with it
+template <Scalar T>
+void expect_adapter_in_training(T5Weights<T, Cpu> const& model, Tuning tuning) {
+  expects<ConfigError>(tuning == Tuning::lora || model.lora().size() == 0,
+                       "the model has a LoRA; merge it before anything else is trained.");
+  expects<ConfigError>(tuning == Tuning::prefix || model.prefix.size() == 0,
+                       "the model has a prefix; take it away before anything else is trained.");
 }
 
 /// The task of train::fit that teaches a generator its responses.
@@ -190,10 +148,7 @@ class SequenceTask {
   SequenceTask(Cpu& dev, Generator<T>& generator, text::EncodedPairs const& train,
                text::EncodedPairs const& valid, Options const& options)
       : dev_(dev), generator_(generator), train_(train), valid_(valid), options_(options) {
-    expects<ConfigError>(options.tuning == Tuning::lora || generator.lora().size() == 0,
-                         "the model has a LoRA; merge it before anything else is trained.");
-    expects<ConfigError>(options.tuning == Tuning::prefix || generator.prefix.size() == 0,
-                         "the model has a prefix; take it away before anything else is trained.");
+    expect_adapter_in_training(generator, options.tuning);
     if (options.tuning == Tuning::full) {
       gradients_ = t5::Parameters<T, Cpu>(generator.config());
       gradient_views_ = gradients_.views();
@@ -239,21 +194,24 @@ class SequenceTask {
 
   /// What the numbers depend on besides the parameters: how it is tuned, and, of an adapter, the
   /// frozen weights.
-  io::Json identity() const {
-    switch (options_.tuning) {
+  io::Json identity() const { return identity(generator_, options_); }
+
+  /// The same of a generator that is trained with these options, wherever that is.
+  static io::Json identity(Generator<T> const& generator, Options const& options) {
+    switch (options.tuning) {
       case Tuning::full:
-        return {{"tuning", "full"}, {"dropout", options_.dropout}};
+        return {{"tuning", "full"}, {"dropout", options.dropout}};
       case Tuning::prefix:
         return {{"tuning", "prefix"},
-                {"dropout", options_.dropout},
-                {"prefix_length", options_.prefix_length},
-                {"prefix_hidden", options_.prefix_hidden},
-                {"base_fingerprint", base_fingerprint()}};
+                {"dropout", options.dropout},
+                {"prefix_length", options.prefix_length},
+                {"prefix_hidden", options.prefix_hidden},
+                {"base_fingerprint", base_fingerprint(generator)}};
       case Tuning::lora:
         return {{"tuning", "lora"},
-                {"dropout", options_.dropout},
-                {"lora", detail::lora_config_to_json(generator_.lora_shape(), "")},
-                {"base_fingerprint", base_fingerprint()}};
+                {"dropout", options.dropout},
+                {"lora", detail::lora_config_to_json(generator.lora_shape(), "")},
+                {"base_fingerprint", base_fingerprint(generator)}};
     }
     return {};
   }
@@ -271,9 +229,9 @@ class SequenceTask {
   }
 
  private:
-  std::string base_fingerprint() const {
+  static std::string base_fingerprint(Generator<T> const& generator) {
     Fingerprint f;
-    f.numbers(std::span<T const>(generator_.weights.span()));
+    f.numbers(std::span<T const>(generator.weights.span()));
     return f.name();
   }
 

@@ -25,6 +25,24 @@ using ValueHeadParameters = nn::ParameterStore<typename nn::ValueHead<T, D>::Par
 template <Element T, Device D = Cpu>
 using PrefixParameters = nn::ParameterStore<t5::Prefixes<T, D>, T, D>;
 
+namespace detail {
+
+/// to = from on the device, in the order of its work; rounded where `to` is of a 16-bit format.
+/// @throws ShapeError unless the stores have the same number of elements
+template <Device D, class P, Element T, class Q>
+void upload(D& dev, nn::ParameterStore<P, T, D> const& to,
+            nn::ParameterStore<Q, Accumulator<T>, Cpu> const& from) {
+  std::span<Accumulator<T>> const values = from.span();
+  if constexpr (std::same_as<T, Accumulator<T>>) {
+    copy(dev, to.all(), values);
+  } else {
+    std::vector<T> const rounded(values.begin(), values.end());
+    copy(dev, to.all(), rounded);
+  }
+}
+
+}  // namespace detail
+
 /// A T5 on device D: its layers, weights, adapter and value head. A Generator is one on the CPU,
 /// with a tokenizer. Move-only. A LoRA is attached: weights.views() has it beside the weights, so
 /// that whoever computes with them computes with it too.
@@ -74,35 +92,24 @@ struct T5Weights {
   /// where T is a 16-bit format. It does not follow later changes of `host`.
   T5Weights(D& dev, T5Weights<Accumulator<T>, Cpu> const& host)
       : model(host.config()), weights(dev, host.config()) {
-    upload(dev, weights, host.weights);
+    detail::upload(dev, weights, host.weights);
     if (host.prefix.size() > 0) {
       prefix = PrefixParameters<T, D>(
           dev, typename t5::Prefixes<T, D>::Shape{host.config(), host.prefix_length()});
-      upload(dev, prefix, host.prefix);
+      detail::upload(dev, prefix, host.prefix);
     }
     if (host.lora().size() > 0) {
       t5::LoraParameters<T, D> matrices(dev, host.lora_shape());
-      upload(dev, matrices, host.lora());
+      detail::upload(dev, matrices, host.lora());
       attach_lora(host.lora_shape(), std::move(matrices));
     }
     if (host.value_head.size() > 0) {
       value_head = ValueHeadParameters<T, D>(dev, host.config().d_model);
-      upload(dev, value_head, host.value_head);
+      detail::upload(dev, value_head, host.value_head);
     }
   }
 
  private:
-  template <class To, class From>
-  static void upload(D& dev, To const& to, From const& from) {
-    std::span<Accumulator<T>> const values = from.span();
-    if constexpr (std::same_as<T, Accumulator<T>>) {
-      copy(dev, to.all(), values);
-    } else {
-      std::vector<T> const rounded(values.begin(), values.end());
-      copy(dev, to.all(), rounded);
-    }
-  }
-
   t5::LoraParameters<T, D> lora_;
   t5::LoraShape lora_shape_;
 };

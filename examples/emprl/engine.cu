@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// All of the program that nvcc compiles: the GPU's engine in both formats. Text, JSON, files and
+// options stay on the other side of train/engine.hpp.
+
+#include <memory>
+
+#include "emprl/train/cuda_engine.cuh"
+
+namespace emprl::program {
+
+// Declared in engine.hpp, which reaches JSON and CLI11.
+std::unique_ptr<train::Engine> open_cuda(train::Precision precision);
+
+std::unique_ptr<train::Engine> open_cuda(train::Precision precision) {
+  if (precision == train::Precision::bf16) return std::make_unique<train::CudaEngine<Bf16>>();
+  return std::make_unique<train::CudaEngine<float>>();
+}
+
+}  // namespace emprl::program

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The host as an engine. Whoever instantiates it includes ops/gemm_cpu.hpp.
+
+#include <memory>
+
+#include "emprl/train/engine_models.hpp"
+
+namespace emprl::train {
+
+/// The host's threads. Models refer to the weights that they are given.
+class CpuEngine final : public Engine {
+ public:
+  explicit CpuEngine(int threads) : dev_(threads) {}
+
+  Cpu* cpu() override { return &dev_; }
+  DeviceEngine* device() override { return nullptr; }
+  Precision precision() const override { return Precision::float32; }
+
+  std::unique_ptr<EngineT5> load(T5Weights<float, Cpu> const& host) override {
+    return std::make_unique<DeviceT5<float, Cpu>>(dev_, borrowed(host));
+  }
+  std::unique_ptr<EngineIdentifier> load(
+      empathy::Identifier<float, Cpu> const& model,
+      empathy::IdentifierParameters<float, Cpu> const& host) override {
+    return std::make_unique<DeviceIdentifier<float, Cpu>>(dev_, model.config(), borrowed(host));
+  }
+
+ private:
+  /// A pointer that does not own.
+  template <class X>
+  static std::shared_ptr<X const> borrowed(X const& x) {
+    return {std::shared_ptr<void>(), &x};
+  }
+
+  Cpu dev_;
+};
+
+}  // namespace emprl::train

@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Supervised training and PPO on an engine: on the CPU by the templates of sequence_task.hpp,
+// identifier_task.hpp and align.hpp, elsewhere by the device. Folders, checkpoints and logs are the
+// same; a run that began on one device goes on from its checkpoint on another, within the number
+// format.
+
+#include <cmath>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "emprl/train/align.hpp"
+#include "emprl/train/engine.hpp"
+#include "emprl/train/fit.hpp"
+#include "emprl/train/identifier_task.hpp"
+#include "emprl/train/sequence_task.hpp"
+
+namespace emprl::train {
+
+namespace detail {
+
+/// The optimiser's half of a FitLearner on a device.
+class EngineLearner {
+ public:
+  using Scalar = float;
+
+  EngineLearner(EngineTraining& training, Precision precision, double max_gradient_norm)
+      : training_(training), precision_(precision), max_gradient_norm_(max_gradient_norm) {}
+
+  std::size_t size() const { return static_cast<std::size_t>(training_.size()); }
+  std::span<float const> parameters() {
+    values_.resize(size());
+    training_.fetch(values_);
+    return values_;
+  }
+  void set_parameters(std::span<float const> values) { training_.put(values); }
+  void zero_gradients() { training_.zero_gradients(); }
+  double step(double rate) { return training_.step(rate, max_gradient_norm_); }
+  void write_optimizer(std::filesystem::path const& folder) {
+    OptimizerState const state = training_.optimizer();
+    write_moments<float>(folder, state.steps, state.first_moment, state.second_moment);
+  }
+  void read_optimizer(std::filesystem::path const& folder) {
+    OptimizerState state;
+    state.first_moment.resize(size());
+    state.second_moment.resize(size());
+    state.steps = read_moments<float>(folder, state.first_moment, state.second_moment);
+    training_.restore(state);
+  }
+  /// Devices are not told apart, formats are.
+  io::Json identity() const {
+    if (precision_ == Precision::float32) return io::Json::object();
+    return {{"precision", "bf16"}};
+  }
+
+ private:
+  EngineTraining& training_;
+  Precision precision_;
+  double max_gradient_norm_;
+  std::vector<float> values_;
+};
+
+/// A generator that learns responses on a device, as SequenceTask.
+class EngineSequenceLearner : public EngineLearner {
+ public:
+  EngineSequenceLearner(EngineT5Training& training, Precision precision,
+                        Generator<float>& generator, text::EncodedPairs const& train,
+                        text::EncodedPairs const& valid,
+                        SequenceTask<float>::Options const& options, double max_gradient_norm)
+      : EngineLearner(training, precision, max_gradient_norm),
+        training_(training),
+        generator_(generator),
+        train_(train),
+        valid_(valid),
+        options_(options) {}
+
+  index_t examples() const { return train_.rows(); }
+  double loss(std::span<index_t const> rows, std::uint32_t step) {
+    text::EncodedPairs const batch = text::gather_pairs(train_, rows);
+    return training_.sequence_loss(
+        batch.contexts.view(), batch.responses.view(),
+        DropoutSites(options_.dropout, options_.seed, step, generator_.lora_shape().dropout));
+  }
+  bool has_validation() const { return valid_.rows() > 0; }
+  double validate() {
+    training_.update_prefix();
+    return likelihood(training_.model(), valid_).loss();
+  }
+  void finish() { training_.bring_home(generator_); }
+  io::Json identity() const {
+    io::Json identity = EngineLearner::identity();
+    identity["task"] = SequenceTask<float>::identity(generator_, options_);
+    return identity;
+  }
+
+ private:
+  EngineT5Training& training_;
+  Generator<float>& generator_;
+  text::EncodedPairs const& train_;
+  text::EncodedPairs const& valid_;
+  SequenceTask<float>::Options options_;
+};
+
+/// An identifier that learns levels on a device, as IdentifierTask.
+class EngineIdentifierLearner : public EngineLearner {
+ public:
+  EngineIdentifierLearner(EngineIdentifierTraining& training, Precision precision,
+                          IdentifierModel<float>& identifier, EncodedPosts const& train,
+                          EncodedPosts const& valid, IdentifierTask<float>::Options const& options,
+                          double max_gradient_norm)
+      : EngineLearner(training, precision, max_gradient_norm),
+        training_(training),
+        identifier_(identifier),
+        train_(train),
+        valid_(valid),
+        options_(options),
+        weight_(level_weights<float>(train, options.class_weights)) {}
+
+  index_t examples() const { return train_.rows(); }
+  double loss(std::span<index_t const> rows, std::uint32_t step) {
+    text::EncodedPairs const batch = text::gather_pairs(train_.pairs, rows);
+    std::vector<std::int32_t> targets;
+    std::vector<float> const shares = level_shares<float>(train_, rows, weight_, targets);
+    return training_.loss(batch.contexts.view(), batch.responses.view(), targets, shares,
+                          DropoutSites(options_.dropout, options_.seed, step));
+  }
+  bool has_validation() const { return valid_.rows() > 0; }
+  double validate() {
+    return mean_cross_entropy(level_probabilities(training_.model(), valid_.pairs), valid_.levels);
+  }
+  void finish() { training_.fetch(identifier_.weights.span()); }
+
+ private:
+  EngineIdentifierTraining& training_;
+  IdentifierModel<float>& identifier_;
+  EncodedPosts const& train_;
+  EncodedPosts const& valid_;
+  IdentifierTask<float>::Options options_;
+  std::array<float, 3> weight_;
+};
+
+/// A generator in PPO on a device, as HostPpo.
+class EnginePpo {
+ public:
+  EnginePpo(DeviceEngine& engine, Generator<float>& generator, AlignSettings const& settings,
+            bool with_values)
+      : generator_(generator),
+        training_(engine.train(generator,
+                               {.part = part_of(generator, settings),
+                                .value_head = with_values,
+                                .temperature = static_cast<float>(temperature_of(settings)),
+                                .optimizer = adamw_of(settings)},
+                               true)),
+        learner_(*training_, engine.precision(), settings.ppo.max_gradient_norm),
+        actor_(*training_),
+        reference_(*training_) {}
+  EnginePpo(EnginePpo const&) = delete;
+  EnginePpo& operator=(EnginePpo const&) = delete;
+
+  EngineActor& actor() { return actor_; }
+  EngineReference& reference() { return reference_; }
+  EngineTraining& optimizer() { return *training_; }
+  Ragged sample(RaggedView contexts, gen::SamplingConfig const& sampling, std::uint64_t seed,
+                std::uint32_t step) {
+    return training_->model().generate(contexts, sampling, seed, step);
+  }
+  void bring_home() { training_->bring_home(generator_); }
+  void take_up() {
+    // In the order of the device's parameters.
+    auto const trained = trained_numbers(generator_);
+    std::vector<float> values(trained.begin(), trained.end());
+    if (static_cast<index_t>(values.size()) < training_->size()) {
+      auto const head = generator_.value_head.span();
+      values.insert(values.end(), head.begin(), head.end());
+    }
+    training_->put(values);
+  }
+  void write_optimizer(std::filesystem::path const& folder) { learner_.write_optimizer(folder); }
+  void read_optimizer(std::filesystem::path const& folder) { learner_.read_optimizer(folder); }
+  io::Json identity() const { return learner_.identity(); }
+
+ private:
+  static T5TrainingOptions::Part part_of(Generator<float> const& generator,
+                                         AlignSettings const& settings) {
+    expect_one_adapter(generator, settings.phase);
+    if (generator.prefix.size() > 0) return T5TrainingOptions::Part::prefix;
+    return generator.lora().size() > 0 ? T5TrainingOptions::Part::lora
+                                       : T5TrainingOptions::Part::weights;
+  }
+
+  Generator<float>& generator_;
+  std::unique_ptr<EngineT5Training> training_;
+  EngineLearner learner_;
+  EngineActor actor_;
+  EngineReference reference_;
+};
+
+static_assert(FitLearner<EngineSequenceLearner> && FitLearner<EngineIdentifierLearner>);
+static_assert(rl::InferringActor<EngineActor> && rl::TrainsEntropy<EngineActor> &&
+              rl::ReportsFullKl<EngineActor, EngineReference>);
+static_assert(rl::ReferencePolicy<EngineReference, float> && rl::Optimizer<EngineTraining>);
+
+}  // namespace detail
+
+/// Teaches a generator its responses, on the engine's device: fit with a SequenceTask. The
+/// generator has the best epoch's weights, or adapter, in the end.
+/// @throws what fit throws
+inline FitResult fit_sequences(Engine& engine, Generator<float>& generator,
+                               text::EncodedPairs const& train, text::EncodedPairs const& valid,
+                               SequenceTask<float>::Options const& options, FitOptions const& fit,
+                               MetricsLog* log = nullptr) {
+  if (Cpu* const cpu = engine.cpu()) {
+    SequenceTask<float> task(*cpu, generator, train, valid, options);
+    return train::fit(*cpu, task, fit, log);
+  }
+  expect_adapter_in_training(generator, options.tuning);
+  T5TrainingOptions training;
+  training.seed = options.seed;
+  training.optimizer = fit.optimizer;
+  if (options.tuning == Tuning::prefix) {
+    training.part = T5TrainingOptions::Part::prefix_network;
+    training.prefix_length = options.prefix_length;
+    training.prefix_hidden = options.prefix_hidden;
+    expects<ConfigError>(options.prefix_length >= 1,
+                         "prefix-tuning needs a prefix of at least one position.");
+    generator.prefix = PrefixParameters<float>(
+        typename t5::Prefixes<float, Cpu>::Shape{generator.config(), options.prefix_length});
+  } else if (options.tuning == Tuning::lora) {
+    training.part = T5TrainingOptions::Part::lora;
+    if (generator.lora().size() == 0) start_lora(generator, options.lora, options.seed);
+  }
+  auto const device = engine.device()->train(generator, training, false);
+  detail::EngineSequenceLearner learner(*device, engine.precision(), generator, train, valid,
+                                        options, fit.optimizer.max_gradient_norm);
+  return train::fit(learner, fit, log);
+}
+
+/// Teaches an identifier its levels, on the engine's device: fit with an IdentifierTask.
+/// @throws what fit throws
+inline FitResult fit_identifier(Engine& engine, IdentifierModel<float>& identifier,
+                                EncodedPosts const& train, EncodedPosts const& valid,
+                                IdentifierTask<float>::Options const& options,
+                                FitOptions const& fit, MetricsLog* log = nullptr) {
+  if (Cpu* const cpu = engine.cpu()) {
+    IdentifierTask<float> task(*cpu, identifier, train, valid, options);
+    return train::fit(*cpu, task, fit, log);
+  }
+  expects<ConfigError>(train.rows() > 0, "an identifier needs posts to train on.");
+  auto const device =
+      engine.device()->train(identifier.model.config(), identifier.weights, fit.optimizer);
+  detail::EngineIdentifierLearner learner(*device, engine.precision(), identifier, train, valid,
+                                          options, fit.optimizer.max_gradient_norm);
+  return train::fit(learner, fit, log);
+}
+
+/// PPO on the engine's device, with strategies of one's own: align of align.hpp. The generator has
+/// the trained weights in the end, and at every checkpoint.
+/// @throws what align throws
+template <rl::RewardModel Reward, class K, class C, class A, class L>
+index_t align(Engine& engine, Generator<float>& generator, Reward& reward,
+              std::span<data::Pair const> pairs, AlignSettings const& settings,
+              Composition<K, C, A, L> composition, MetricsLog* log = nullptr,
+              std::function<void(rl::PpoStats const&)> const& on_step = {}) {
+  if (Cpu* const cpu = engine.cpu()) {
+    return align(*cpu, generator, reward, pairs, settings, std::move(composition), log, on_step);
+  }
+  settings.ppo.validate();
+  constexpr bool with_values = rl::uses_values<A>;
+  if constexpr (with_values) ensure_value_head(generator, settings.seed);
+  detail::EnginePpo learner(*engine.device(), generator, settings, with_values);
+  return detail::run_ppo(learner, generator, reward, pairs, settings, std::move(composition), log,
+                         on_step);
+}
+
+/// The same with PPO's own strategies.
+template <rl::RewardModel Reward>
+index_t align(Engine& engine, Generator<float>& generator, Reward& reward,
+              std::span<data::Pair const> pairs, AlignSettings const& settings,
+              MetricsLog* log = nullptr,
+              std::function<void(rl::PpoStats const&)> const& on_step = {}) {
+  settings.ppo.validate();
+  return detail::with_own_strategies(settings, [&](auto composition) {
+    return align(engine, generator, reward, pairs, settings, std::move(composition), log, on_step);
+  });
+}
+
+}  // namespace emprl::train
