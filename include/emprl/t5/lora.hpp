@@ -81,10 +81,10 @@ inline std::vector<LoraModule> projections(Config const& config) {
 }
 
 /// Whether a target names a module: whole, or from a dot on.
-inline bool is_target(std::string_view module, std::string_view target) {
-  if (target == "all-linear" || module == target) return true;
-  return module.size() > target.size() && module.ends_with(target) &&
-         module[module.size() - target.size() - 1] == '.';
+inline bool is_target(std::string_view name, std::string_view target) {
+  if (target == "all-linear" || name == target) return true;
+  return name.size() > target.size() && name.ends_with(target) &&
+         name[name.size() - target.size() - 1] == '.';
 }
 
 /// The projections that a configuration names.
@@ -93,16 +93,16 @@ inline LoraShape lora_shape(Config const& model, LoraConfig const& config) {
   config.validate();
   LoraShape shape{model, {}, config.dropout, config.rank_stabilised};
   std::vector<bool> used(config.targets.size(), false);
-  for (LoraModule& module : projections(model)) {
+  for (LoraModule& projection : projections(model)) {
     bool chosen = false;
     for (std::size_t i = 0; i < used.size(); ++i) {
-      if (!is_target(module.name, config.targets[i])) continue;
+      if (!is_target(projection.name, config.targets[i])) continue;
       chosen = used[i] = true;
     }
     if (!chosen) continue;
-    module.rank = config.rank;
-    module.alpha = config.alpha;
-    shape.modules.push_back(std::move(module));
+    projection.rank = config.rank;
+    projection.alpha = config.alpha;
+    shape.modules.push_back(std::move(projection));
   }
   for (std::size_t i = 0; i < used.size(); ++i) {
     expects<ConfigError>(
