@@ -191,12 +191,13 @@ void add_tokenizer(CLI::App& app, Common& common) {
   max_tokens->excludes(input)->excludes(out)->excludes(vocabulary);
   add_common(*command, common, true, Devices::cpu);
   command->footer(
-      "Either --input and --out train a tokenizer, or --model with --encode or --decode applies "
-      "one.\n\n"
+      "Either --input and --out train a tokenizer, or --model with --encode or\n"
+      "--decode applies one.\n\n"
       "Examples:\n"
       "  emprl tokenizer --input dialogues/ --out runs/tokenizer\n"
       "  emprl tokenizer --input sentences.txt --out runs/tokenizer --vocabulary 4000\n"
-      "  echo '{\"text\": \"i am so happy\"}' | emprl tokenizer --model runs/tokenizer --encode -\n"
+      "  echo '{\"text\": \"i am so happy\"}' |\n"
+      "    emprl tokenizer --model runs/tokenizer --encode -\n"
       "  echo '{\"ids\": [37, 629, 1]}' | emprl tokenizer --model t5 --decode -");
   command->callback([options, apply, model, encode, decode, input, out, &common] {
     if (encode->count() + decode->count() > 0) return apply_tokenizer(*apply);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The least that links with the program's half for a GPU: opens an engine in each format. Where there
-// is no GPU it prints the driver's words, as the program does.
+// The least that links with the program's half for a GPU: opens an engine in each format. Where
+// there is no GPU it prints the driver's words, as the program does.
 
 #include <cstdio>
 #include <exception>
