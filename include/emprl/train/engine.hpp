@@ -8,8 +8,8 @@
 // of host memory alone: token ids go in, one number a token comes out. A call is a whole pass of a
 // model: what it costs to find the function is nothing beside it.
 //
-//   engine.load(weights)        a frozen T5, or an identifier: log-probabilities, generation,
-//   levels engine.device()->train(..)  the same in training: losses, PPO's two passes, AdamW
+// * engine.load(weights): a frozen T5, or an identifier: log-probabilities, generation, levels.
+// * engine.device()->train(...): the same in training: losses, PPO's two passes, AdamW.
 //
 // There are two kinds of engine. CpuEngine (cpu_engine.hpp) refers to the weights where they lie;
 // training on the CPU is done by the templates on Cpu themselves, with engine.cpu(). CudaEngine<T>
