@@ -26,6 +26,14 @@ namespace emprl::train {
 
 namespace detail {
 
+/// The engine as one that trains in a memory of its own.
+/// @throws Error if it is the host's, which trains by the templates on Cpu
+inline DeviceEngine& training_device(Engine& engine) {
+  DeviceEngine* const device = engine.device();
+  if (device == nullptr) throw Error("an engine of the host has no device to train on.");
+  return *device;
+}
+
 /// The optimiser's half of a FitLearner on a device.
 class EngineLearner {
  public:
@@ -236,7 +244,7 @@ inline FitResult fit_sequences(Engine& engine, Generator<float>& generator,
     training.part = T5TrainingOptions::Part::lora;
     if (generator.lora().size() == 0) start_lora(generator, options.lora, options.seed);
   }
-  auto const device = engine.device()->train(generator, training, false);
+  auto const device = detail::training_device(engine).train(generator, training, false);
   detail::EngineSequenceLearner learner(*device, engine.precision(), generator, train, valid,
                                         options, fit.optimizer.max_gradient_norm);
   return train::fit(learner, fit, log);
@@ -253,8 +261,8 @@ inline FitResult fit_identifier(Engine& engine, IdentifierModel<float>& identifi
     return train::fit(*cpu, task, fit, log);
   }
   expects<ConfigError>(train.rows() > 0, "an identifier needs posts to train on.");
-  auto const device =
-      engine.device()->train(identifier.model.config(), identifier.weights, fit.optimizer);
+  auto const device = detail::training_device(engine).train(identifier.model.config(),
+                                                            identifier.weights, fit.optimizer);
   detail::EngineIdentifierLearner learner(*device, engine.precision(), identifier, train, valid,
                                           options, fit.optimizer.max_gradient_norm);
   return train::fit(learner, fit, log);
@@ -274,7 +282,7 @@ index_t align(Engine& engine, Generator<float>& generator, Reward& reward,
   settings.ppo.validate();
   constexpr bool with_values = rl::uses_values<A>;
   if constexpr (with_values) ensure_value_head(generator, settings.seed);
-  detail::EnginePpo learner(*engine.device(), generator, settings, with_values);
+  detail::EnginePpo learner(detail::training_device(engine), generator, settings, with_values);
   return detail::run_ppo(learner, generator, reward, pairs, settings, std::move(composition), log,
                          on_step);
 }
