@@ -80,7 +80,7 @@ TEST_CASE("tokenizer: rows at the limits are T5Tokenizer's, cut before </s>",
 
 TEST_CASE("tokenizer: a byte that is not UTF-8 is unknown and spoils nothing around it",
           "[text][tokenizer][golden]") {
-  auto const& tokenizer = emprl::test::tokenizer_goldens::tokenizer();
+  auto const& tokenizer = goldens::tokenizer();
   auto const whole = tokenizer.encode("i am sad");
   for (std::string const bad :
        {"\xFF", "\xC0\x80", "\xED\xA0\x80", "\xF4\x90\x80\x80", "\xE2\x96"}) {
@@ -94,7 +94,7 @@ TEST_CASE("tokenizer: a byte that is not UTF-8 is unknown and spoils nothing aro
 
 TEST_CASE("tokenizer: special tokens in text are text, other than with T5Tokenizer",
           "[text][tokenizer][golden]") {
-  auto const& tokenizer = emprl::test::tokenizer_goldens::tokenizer();
+  auto const& tokenizer = goldens::tokenizer();
   for (std::string const text : {"</s>", "dog</s>dog", "<pad>", "</s> <extra_id_0>"}) {
     INFO(text);
     for (auto const id : tokenizer.encode(text)) {
