@@ -3,16 +3,19 @@
 
 // The host as an engine. Whoever instantiates it includes ops/gemm_cpu.hpp.
 
+#include <concepts>
 #include <memory>
 
 #include "emprl/train/engine_models.hpp"
 
 namespace emprl::train {
 
-/// The host's threads. Models refer to the weights that they are given.
-class CpuEngine final : public Engine {
+/// The host's threads. Models refer to the weights that they are given. A template, so that nothing
+/// of it is compiled, matrix products least of all, before somebody makes one.
+template <std::same_as<Cpu> D>
+class HostEngine final : public Engine {
  public:
-  explicit CpuEngine(int threads) : dev_(threads) {}
+  explicit HostEngine(int threads) : dev_(threads) {}
 
   Cpu* cpu() override { return &dev_; }
   DeviceEngine* device() override { return nullptr; }
@@ -34,7 +37,9 @@ class CpuEngine final : public Engine {
     return {std::shared_ptr<void>(), &x};
   }
 
-  Cpu dev_;
+  D dev_;
 };
+
+using CpuEngine = HostEngine<Cpu>;
 
 }  // namespace emprl::train

@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "emprl/ops/gemm_cpu.hpp"
 #include "emprl/train/align.hpp"
 #include "emprl/train/engine.hpp"
 #include "emprl/train/fit.hpp"
