@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # emprl_join_sources(OUT DIRECTORY SOURCE...): joins source files into a few, since most of the
-# compiler's time goes into the same templates in every file (tests/rl in 44 s for 86 s, tests/nn in 16 s
-# for 59 s, g++ 12,
-# 2026-11-25).
+# compiler's time goes into the same templates in every file (tests/rl in 44 s for 86 s, tests/nn in
+# 16 s for 59 s, g++ 12, 2026-11-25).
 #
 # CMake's own unity build would let the files' helpers meet. Here each file stands in a namespace of
 # its own, and all that any of them includes stands before, so that inside of the namespaces an
