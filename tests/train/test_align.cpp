@@ -23,38 +23,18 @@
 #include "io/temporary_folder.hpp"
 #include "support/catch.hpp"
 #include "support/gradient_check.hpp"
+#include "support/small_dialogues.hpp"
 
 using namespace emprl;
 
 namespace {
 
 std::vector<data::Pair> dialogues() {
-  std::vector<data::Pair> pairs;
-  char const* const things[] = {"my dog ran away", "i passed the test", "the rain ruined it",
-                                "we won a prize"};
-  char const* const answers[] = {"what happened then ?", "that is great .",
-                                 "i am sorry to hear that .", "how did you do it ?"};
-  for (std::size_t i = 0; i < 16; ++i) {
-    data::Pair pair;
-    pair.id = "pair " + std::to_string(i);
-    pair.context = things[i % 4];
-    pair.response = answers[(i * 7 + i / 4) % 4];
-    pair.levels = data::Levels{static_cast<int>(i % 3), 0, 1};
-    pairs.push_back(pair);
-  }
-  return pairs;
+  return support::small_dialogues(16);
 }
 
 text::SentencePieceTokenizer tokenizer() {
-  std::vector<std::string> texts;
-  for (data::Pair const& pair : dialogues()) {
-    texts.push_back(pair.context);
-    texts.push_back(pair.response);
-  }
-  text::TokenizerTraining settings;
-  settings.vocabulary = 60;
-  settings.allow_smaller = true;
-  return {text::train_tokenizer(texts, settings), "test tokenizer"};
+  return support::small_tokenizer(dialogues());
 }
 
 /// The double one is for central differences, which step over the kinks of ReLU: it has gated GELU.
