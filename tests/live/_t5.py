@@ -77,7 +77,8 @@ class Tokens:
 
     def decode(self, ids):
         assert all(i < self.pieces for i in ids), "a sentinel: its embedding was to be zero"
-        return self.model.decode([i for i in ids if i > 2])
+        # T5Tokenizer strips what sentencepiece returns: a last bare word boundary leaves a space.
+        return self.model.decode([i for i in ids if i > 2]).strip()
 
 
 # Words that real dialogues have too, for tokenizers and inputs made of nothing else.
