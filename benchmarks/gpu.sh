@@ -6,11 +6,11 @@
 #   sh benchmarks/gpu.sh [--programs DIR] [--out DIR] [--seconds N] [--only PART,...] [--dry-run]
 #   sh benchmarks/gpu.sh --pack DIR [--emprl FILE] [--dry-run]
 #
-#   --pack DIR       build the programs and put them into DIR with this script and the rivals: all
-#                    that a machine needs which has a driver, cuBLASLt and, for the rivals, PyTorch
-#   --emprl FILE     the program emprl, built with -DEMPRL_CUDA_PROGRAMS=ON: to be packed (else
-#                    build/cuda/bin/emprl or build/bin/emprl, if that is such a one; built with
-#                    -DEMPRL_WITH_ONEDNN=OFF it is small), or to be run (else beside the programs)
+#   --pack DIR       build the programs, emprl with --device cuda among them, and put them into DIR
+#                    with this script and the rivals: all that a machine needs which has a driver,
+#                    cuBLASLt and, for the rivals, PyTorch
+#   --emprl FILE     the program emprl, built with -DEMPRL_CUDA_PROGRAMS=ON, emprl-corpus beside it:
+#                    to be packed instead of a new one, or to be run (else beside the programs)
 #   --programs DIR   where the programs are (else beside this script, else build/gpu-programs, where
 #                    they are built if need be)
 #   --out DIR        where gpu.json, gpu.txt and gpu.log go (else $OUT, else build/gpu)
@@ -119,6 +119,21 @@ build() {
   run strip "$1/emprl_tests_cuda" "$1/bench_kernels"
 }
 
+# build_program: emprl with --device cuda, and emprl-corpus, in $work/program/bin, after build.
+# Without oneDNN, whose library alone has 40 MB. What it is linked with is found beside it, by those
+# libraries too, for which the older of the two tags is needed.
+build_program() {
+  say "Building the program emprl (some minutes more)"
+  # shellcheck disable=SC2016 # the loader's word
+  run cmake -S "$root" -B "$work/program" -DCMAKE_BUILD_TYPE=Release -DEMPRL_UNITY=ON \
+    -DEMPRL_WERROR=OFF -DEMPRL_BUILD_TESTS=OFF -DEMPRL_WITH_ONEDNN=OFF -DEMPRL_CUDA_PROGRAMS=ON \
+    "-DCMAKE_CUDA_COMPILER=$nvcc" -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON \
+    '-DCMAKE_INSTALL_RPATH=$ORIGIN' -DCMAKE_EXE_LINKER_FLAGS=-Wl,--disable-new-dtags
+  run cmake --build "$work/program" --parallel "$(nproc 2>/dev/null || echo 2)" \
+    --target emprl_program emprl_corpus
+  emprl=$work/program/bin/emprl
+}
+
 # knows_cuda FILE: whether it is the program emprl with --device cuda.
 knows_cuda() { [ -x "$1" ] && "$1" score --help 2>/dev/null | grep -q 'cpu or cuda'; }
 
@@ -128,36 +143,43 @@ other_libraries() {
     grep -v -e '/ld-linux' -e '/lib\(c\|m\|rt\|dl\|pthread\|cublasLt\|cuda\)\.so' || :
 }
 
+# compress FILE: a program that unpacks itself where it runs. The tests hold the same kernels in
+# file after file: a quarter of the bytes remains.
+compress() {
+  gzip -9 -f "$1"
+  cat >"$1" <<'EOF'
+#!/bin/sh
+program=$(mktemp) || exit 1
+trap 'rm -f "$program"' EXIT
+trap 'exit 1' HUP INT TERM
+gzip -dc "$0.gz" >"$program" && chmod +x "$program" || exit 1
+"$program" "$@"
+EOF
+  chmod +x "$1"
+}
+
 if [ -n "$pack" ]; then
   build "$pack"
   run mkdir -p "$pack/peers"
   run cp "$here/gpu.sh" "$pack/gpu.sh"
   run cp "$here"/peers/*.py "$pack/peers/"
-  if [ -n "$emprl" ]; then
-    [ -n "$dry" ] || knows_cuda "$emprl" ||
-      fail "$emprl is not the program emprl with --device cuda."
-  else
-    for file in "$root/build/cuda/bin/emprl" "$root/build/bin/emprl"; do
-      if [ -z "$emprl" ] && knows_cuda "$file"; then emprl=$file; fi
-    done
-  fi
-  if [ -n "$emprl" ]; then
-    run cp "$emprl" "$pack/emprl"
-    run cp "$here/devices.sh" "$pack/devices.sh"
-    run strip "$pack/emprl"
-    # Something to train on where there are no other dialogues.
-    run "$(dirname "$emprl")/emprl-corpus" --out "$pack/corpus" --dialogues 2000 --posts 10
-  fi
+  [ -n "$emprl" ] || build_program
+  [ -n "$dry" ] || knows_cuda "$emprl" || fail "$emprl is not the program emprl with --device cuda."
+  run cp "$emprl" "$pack/emprl"
+  run cp "$here/devices.sh" "$pack/devices.sh"
+  run strip "$pack/emprl"
+  # Something to train on where there are no other dialogues.
+  run "$(dirname "$emprl")/emprl-corpus" --out "$pack/corpus" --dialogues 2000 --posts 10
   if [ -n "$dry" ]; then
     say "Nothing was run."
     exit 0
   fi
   commit=$(git -C "$root" describe --always --dirty 2>/dev/null) || commit=unknown
   printf '%s\n' "$commit" >"$pack/commit"
-  for library in $(other_libraries "$pack/emprl_tests_cuda" "$pack/bench_kernels" \
-    ${emprl:+"$pack/emprl"}); do
+  for library in $(other_libraries "$pack/emprl_tests_cuda" "$pack/bench_kernels" "$pack/emprl"); do
     cp "$library" "$pack/"
   done
+  compress "$pack/emprl_tests_cuda"
   size=$(du -sk "$pack" | cut -f1)
   [ "$size" -le 65536 ] || fail "$pack holds $size KiB; more than 64 MiB does not travel."
   say "$pack holds $size KiB. There: sh gpu.sh --out DIR"

@@ -12,14 +12,6 @@
 
 namespace emprl::program {
 
-bool has_cuda() {
-#if defined(EMPRL_PROGRAM_CUDA)
-  return true;
-#else
-  return false;
-#endif
-}
-
 std::unique_ptr<train::Engine> open_engine(Common const& common) {
   train::Precision const precision = train::precision_of(common.precision);
   if (common.device == "cpu") {
@@ -27,16 +19,12 @@ std::unique_ptr<train::Engine> open_engine(Common const& common) {
                          "--precision bf16 is for --device cuda; the CPU computes in float32.");
     return std::make_unique<train::CpuEngine>(common.thread_count());
   }
-#if defined(EMPRL_PROGRAM_CUDA)
-  if (common.device == "cuda") {
-    try {
-      return open_cuda(precision);
-    } catch (CudaError const& error) {
-      throw Error("--device cuda: " + std::string(error.what()) + "; --device cpu needs no GPU.");
-    }
+  if (common.device != "cuda") throw ConfigError("--device " + common.device + " is no device.");
+  try {
+    return open_cuda(precision);
+  } catch (CudaError const& error) {
+    throw Error("--device cuda: " + std::string(error.what()) + "; --device cpu needs no GPU.");
   }
-#endif
-  throw ConfigError("--device " + common.device + ": this build has no such device.");
 }
 
 }  // namespace emprl::program

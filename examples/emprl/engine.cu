@@ -5,12 +5,12 @@
 
 #include <memory>
 
+#include "cuda.hpp"
 #include "emprl/train/cuda_engine.cuh"
 
 namespace emprl::program {
 
-// Declared in engine.hpp, which reaches JSON and CLI11.
-std::unique_ptr<train::Engine> open_cuda(train::Precision precision);
+bool has_cuda() { return true; }
 
 std::unique_ptr<train::Engine> open_cuda(train::Precision precision) {
   if (precision == train::Precision::bf16) return std::make_unique<train::CudaEngine<Bf16>>();

@@ -22,6 +22,7 @@
 #include "emprl/io/json_lines.hpp"
 #include "emprl/train/interrupt.hpp"
 #include "emprl/train/model_folder.hpp"
+#include "engine.hpp"
 
 namespace emprl::program {
 
@@ -177,6 +178,8 @@ void run(Common const& common, RunOptions o) {
   expect_there(o.dialogues, "--dialogues");
   expect_there(o.empathy_data, "--empathy-data");
   if (!o.model.empty()) expect_there(o.model, "--model");
+  // Every stage opens the device for itself; one that is not there is an error before the first.
+  open_engine(common);
   prepare_output(o.out);
   FolderLock const lock(o.out);
   expect_same_run(common, o.out);

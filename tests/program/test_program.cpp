@@ -254,6 +254,9 @@ TEST_CASE("program: contradictory options are exit 2 and write nothing", "[progr
   check_refused(w.run("init --preset tiny --config config.json --tokenizer tok --out m2"), 2,
                 {"--preset", "--config"});
   check_refused(w.run("init --tokenizer tok --out m2"), 2, {"--preset", "--config"});
+  check_refused(
+      w.run("run --dialogues data --empathy-data data --preset tiny --precision bf16 --out o"), 2,
+      {"--precision bf16", "--device cuda"});
   check_refused(w.run(generate + "--output o --greedy --length-penalty 2"), 2,
                 {"--greedy", "--length-penalty"});
   CHECK(!fs::exists(w / "o"));

@@ -3,12 +3,43 @@
 
 // The GPU as an execution context: where an op's work is ordered, and its working memory.
 
+#include <string>
+
 #include "emprl/core/arena.hpp"
 #include "emprl/core/device.hpp"
+#include "emprl/core/error.hpp"
 #include "emprl/cuda/memory.cuh"
 #include "emprl/cuda/products.cuh"
 
 namespace emprl {
+
+#if defined(__CUDACC__)
+namespace cuda {
+
+/// @throws CudaError that says what is missing: a driver, one that is new enough, or a GPU
+inline void expect_gpu() {
+  int driver = 0, runtime = 0, gpus = 0;
+  cuda_try(cudaDriverGetVersion(&driver), "asking for the version of the CUDA driver");
+  cuda_try(cudaRuntimeGetVersion(&runtime), "asking for the version of CUDA's runtime");
+  if (driver == 0) throw CudaError("there is no CUDA driver");
+  cudaError_t const status = cudaGetDeviceCount(&gpus);
+  if (status == cudaErrorInsufficientDriver) {
+    auto const name = [](int version) {
+      return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+    };
+    cudaGetLastError();
+    throw CudaError("the CUDA driver is for CUDA " + name(driver) + ", and this program needs " +
+                    name(runtime));
+  }
+  if (status == cudaErrorNoDevice) {
+    cudaGetLastError();
+    throw CudaError("there is a CUDA driver and no GPU that it may use");
+  }
+  cuda_try(status, "looking for a GPU");
+}
+
+}  // namespace cuda
+#endif
 
 /// Device memory for the activations of a pass. Rewinding does not wait: memory is used again by
 /// later work on the same stream only.
@@ -37,6 +68,7 @@ struct Cuda {
   /// @throws CudaError if there is no GPU, or none that the driver can use
   Cuda() {
 #if defined(__CUDACC__)
+    cuda::expect_gpu();
     cuda::cuda_try(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "starting CUDA");
 #endif
   }

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-# Compiles the program's half for a GPU with nvcc, for sm_80 and sm_90a without a warning, links it
-# with a main of a few lines, and runs that. Run as:
-#   cmake -DNVCC=... -DSOURCE=... -DWORK=... -P nvcc.cmake
+# Builds the program emprl as -DEMPRL_CUDA_PROGRAMS=ON does, warnings as errors, and holds it to
+# check.sh. What does not depend on CUDA is taken as this build has compiled it. Run as:
+#   cmake -DNVCC=... -DSOURCE=... -DWORK=... -DGENERATOR=... -DOBJECTS=... -DWITHOUT=... -DCORPUS=...
+#         "-DOPTIONS=-D...;-D..." -P nvcc.cmake
+# OPTIONS are what the objects were compiled with; WITHOUT is the program without CUDA, CORPUS
+# emprl-corpus.
 cmake_minimum_required(VERSION 3.25)
 
 include("${SOURCE}/cmake/nvcc.cmake")
@@ -11,10 +14,12 @@ if(NOT NVCC)
   return()
 endif()
 
-file(MAKE_DIRECTORY "${WORK}")
-step("${NVCC}" -x cu ${emprl_nvcc_flags} -I "${SOURCE}/include"
-  -c "${SOURCE}/examples/emprl/engine.cu" -o "${WORK}/engine.o")
-step("${NVCC}" -x c++ -std=c++20 -O1 -I "${SOURCE}/include"
-  -c "${SOURCE}/tests/cuda/program/main.cpp" -o "${WORK}/main.o")
-step("${NVCC}" "${WORK}/main.o" "${WORK}/engine.o" -lcublasLt -o "${WORK}/engine")
-execute_process(COMMAND "${WORK}/engine" COMMAND_ERROR_IS_FATAL ANY)
+string(REPLACE ";" "\\;" objects "${OBJECTS}")  # one word for step
+step(${CMAKE_COMMAND} -S "${SOURCE}" -B "${WORK}/build" -G "${GENERATOR}" ${OPTIONS}
+  -DEMPRL_WERROR=ON -DEMPRL_BUILD_TESTS=OFF -DEMPRL_CUDA_PROGRAMS=ON "-DCMAKE_CUDA_COMPILER=${NVCC}"
+  "-DEMPRL_PROGRAM_OBJECTS=${objects}")
+step(${CMAKE_COMMAND} --build "${WORK}/build" --target emprl_program)
+execute_process(
+  COMMAND sh "${SOURCE}/tests/cuda/program/check.sh" --with "${WORK}/build/bin/emprl"
+    --without "${WITHOUT}" --corpus "${CORPUS}" --work "${WORK}/check"
+  COMMAND_ERROR_IS_FATAL ANY)
