@@ -3,6 +3,11 @@
 // Where the time of one step of PPO goes: rl::PpoTrainer on a T5 with random weights, every part
 // that it is composed of behind a stopwatch. What is left is the trainer's own.
 //   bench_ppo_step [--preset NAME] [--steps N] [--threads N] [--batch N] [--json FILE]
+//                  [--rows-per-pass N] [--no-shared-pass]
+//
+// --rows-per-pass 1 --no-shared-pass is PPO as published: a pass for each mini-batch, and one of
+// its own for the policy that sampled. What a step takes of all processors is printed beside its
+// time: on a machine that is shared it tells more.
 //
 // Contexts are random ids. The responses' lengths are drawn too, from 5 to 29, since a model with
 // random weights does not end by itself: the decoder bars </s> before a row's length is reached and
@@ -16,6 +21,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <ctime>
 #include <limits>
 #include <numeric>
 #include <span>
@@ -41,6 +47,8 @@ struct Options {
   index_t batch = 32;
   index_t mini_batch = 8;
   index_t epochs = 4;
+  index_t rows_per_pass = rl::PpoConfig{}.rows_per_pass;
+  bool share_old_pass = true;
   std::uint64_t seed = 42;
   std::string json;
 };
@@ -176,11 +184,15 @@ rl::PromptBatch random_prompts(index_t rows, index_t vocabulary, RandomSequence&
   return prompts;
 }
 
+/// What this process has used of all processors, in seconds.
+double processor_seconds() {
+  return static_cast<double>(std::clock()) / CLOCKS_PER_SEC;
+}
+
 /// Seconds that the loss and its gradients take for the tokens of a rollout in as many mini-batches
 /// as the epochs have: the same calls as the trainer's, made again, as a stopwatch for each token
 /// would cost more than what it measures.
-double seconds_of_loss(rl::PromptBatch const& prompts, rl::Rollout const& rollout,
-                       rl::PpoConfig const& config) {
+double seconds_of_loss(rl::Rollout const& rollout, rl::PpoConfig const& config) {
   rl::PpoClipObjective const objective{config.policy_clip, config.value_clip,
                                        config.value_coefficient};
   Part part;
@@ -192,7 +204,7 @@ double seconds_of_loss(rl::PromptBatch const& prompts, rl::Rollout const& rollou
       auto const rows =
           left.first(std::min(left.size(), static_cast<std::size_t>(config.mini_batch_size)));
       left = left.subspan(rows.size());
-      rl::MiniBatch const mini = rl::take_mini_batch(prompts, rollout, rows);
+      rl::RowTokens const mini = rl::take_tokens(rollout, rows);
       std::vector<float> logp, value;
       for (rl::TokenContext const& t : mini.tokens) {
         logp.push_back(static_cast<float>(t.old_logp));
@@ -234,6 +246,8 @@ int benchmark(Options const& options) {
   ppo.mini_batch_size = std::min(options.mini_batch, options.batch);
   ppo.gradient_accumulation = (ppo.batch_size + ppo.mini_batch_size - 1) / ppo.mini_batch_size;
   ppo.epochs = options.epochs;
+  ppo.rows_per_pass = options.rows_per_pass;
+  ppo.share_old_pass = options.share_old_pass;
   gen::SamplingConfig sampling = gen::SamplingConfig::emprl();
   sampling.barred.push_back(t5::pad_id);
 
@@ -278,11 +292,13 @@ int benchmark(Options const& options) {
   fmt::print(
       "T5 preset {}: d_model {}, d_ff {}, {} + {} layers, {} heads of {}, vocabulary {}; {} "
       "parameters, random.\n{} contexts a step, mini-batches of {}, {} to an optimiser step, {} "
-      "passes over\nthem; contexts of 40 to 80 ids, responses of {} to {}; float.\n\n",
+      "passes over\nthem; at most {} contexts in a forward and backward, {}; contexts of "
+      "40 to 80\nids, responses of {} to {}; float.\n\n",
       options.preset, config.d_model, config.d_ff, config.num_layers, config.num_decoder_layers,
       config.num_heads, config.d_kv, config.vocab_size, generator.weights.size(), ppo.batch_size,
-      ppo.mini_batch_size, ppo.gradient_accumulation, ppo.epochs, sampling.min_new_tokens,
-      sampling.max_new_tokens);
+      ppo.mini_batch_size, ppo.gradient_accumulation, ppo.epochs, ppo.rows_at_once(),
+      ppo.share_old_pass ? "the first shared with the evaluation" : "none shared",
+      sampling.min_new_tokens, sampling.max_new_tokens);
   std::fflush(stdout);
 
   RandomSequence random(options.seed, Stream::initialise, 0, 1u << 31);
@@ -290,19 +306,21 @@ int benchmark(Options const& options) {
   static_cast<void>(
       trainer.step(random_prompts(std::min<index_t>(2, options.batch), config.vocab_size, random)));
   parts = {};
-  std::vector<double> totals;
+  std::vector<double> totals, processor;
   Part loss;
   double context_tokens = 0, response_tokens = 0;
   std::int64_t optimizer_steps = 0;
   for (int i = 0; i < options.steps; ++i) {
     rl::PromptBatch const prompts = random_prompts(options.batch, config.vocab_size, random);
     double const begin = now();
+    double const busy = processor_seconds();
     rl::PpoStats const stats = trainer.step(prompts);
     totals.push_back(now() - begin);
+    processor.push_back(processor_seconds() - busy);
     context_tokens += static_cast<double>(prompts.contexts.tokens());
     response_tokens += static_cast<double>(stats.tokens);
     optimizer_steps += stats.optimizer_steps;
-    loss.seconds += seconds_of_loss(prompts, trainer.rollout(), ppo);
+    loss.seconds += seconds_of_loss(trainer.rollout(), ppo);
   }
 
   double const steps = static_cast<double>(options.steps);
@@ -352,14 +370,17 @@ int benchmark(Options const& options) {
   add("step", steps, total);
   print_table(table);
   Spread const spread = spread_of(totals);
+  Spread const busy = spread_of(processor);
   fmt::print(
       "\nSteps timed: {}, after a small one to warm up; seconds of a step, median [quartiles]: "
       "{:.3f} "
-      "[{:.3f},{:.3f}].\nA step has {:.0f} context tokens, {:.0f} response tokens and {:g} "
+      "[{:.3f},{:.3f}];\nof all processors {:.3f} [{:.3f},{:.3f}].\nA step has {:.0f} context "
+      "tokens, {:.0f} response tokens and {:g} "
       "optimiser "
       "steps. Most memory held: {:.0f} MiB.\n",
-      options.steps, spread.median, spread.low, spread.high, context_tokens / steps,
-      response_tokens / steps, static_cast<double>(optimizer_steps) / steps, peak_memory());
+      options.steps, spread.median, spread.low, spread.high, busy.median, busy.low, busy.high,
+      context_tokens / steps, response_tokens / steps, static_cast<double>(optimizer_steps) / steps,
+      peak_memory());
   if (!options.json.empty()) {
     io::write_json_file(options.json,
                         {{"benchmark", "ppo_step"},
@@ -371,11 +392,14 @@ int benchmark(Options const& options) {
                          {"mini_batch", ppo.mini_batch_size},
                          {"gradient_accumulation", ppo.gradient_accumulation},
                          {"epochs", ppo.epochs},
+                         {"rows_per_pass", ppo.rows_per_pass},
+                         {"share_old_pass", ppo.share_old_pass},
                          {"seed", options.seed},
                          {"context_tokens_a_step", context_tokens / steps},
                          {"response_tokens_a_step", response_tokens / steps},
                          {"optimizer_steps_a_step", static_cast<double>(optimizer_steps) / steps},
                          {"seconds_of_steps", totals},
+                         {"processor_seconds_of_steps", processor},
                          {"peak_memory_mib", peak_memory()},
                          {"parts", list}});
   }
@@ -405,12 +429,18 @@ int main(int argc, char** argv) {
   app.add_option("--batch", o.batch, "Contexts in a step")
       ->check(CLI::Range(index_t{1}, index_t{4096}))
       ->capture_default_str();
-  app.add_option("--mini-batch", o.mini_batch, "Contexts in one forward and backward")
+  app.add_option("--mini-batch", o.mini_batch, "Contexts in a mini-batch")
       ->check(CLI::Range(index_t{1}, index_t{4096}))
       ->capture_default_str();
   app.add_option("--epochs", o.epochs, "Passes over a batch")
       ->check(CLI::Range(index_t{1}, index_t{100}))
       ->capture_default_str();
+  app.add_option("--rows-per-pass", o.rows_per_pass,
+                 "Contexts in one forward and backward, in whole mini-batches; 1: one mini-batch")
+      ->check(CLI::Range(index_t{1}, index_t{4096}))
+      ->capture_default_str();
+  app.add_flag("!--no-shared-pass", o.share_old_pass,
+               "Evaluate the policy that sampled by passes of its own");
   app.add_option("--seed", o.seed, "Where random numbers start")->capture_default_str();
   app.add_option("--json", o.json, "Write everything to this file too");
   return run(app, argc, argv, [&] { return benchmark(o); });

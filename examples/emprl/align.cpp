@@ -90,6 +90,8 @@ void align(Common const& common, AlignOptions const& o) {
   settings.ppo.mini_batch_size = std::min(o.mini_batch, o.batch);
   settings.ppo.gradient_accumulation =
       (o.batch + settings.ppo.mini_batch_size - 1) / settings.ppo.mini_batch_size;
+  settings.ppo.rows_per_pass = o.rows_per_pass;
+  settings.ppo.share_old_pass = o.share_old_pass;
   settings.ppo.epochs = o.epochs;
   settings.sampling = o.sampling;
   settings.logprobs = train::logprobs_of(o.logprobs);
@@ -107,6 +109,9 @@ void align(Common const& common, AlignOptions const& o) {
   fmt::print("PPO on {} dialogues; log-probabilities are {}, the KL coefficient is {} and {}\n",
              set.pairs.size(), o.logprobs, o.kl_coefficient,
              settings.adaptive_kl ? "adaptive" : "fixed");
+  fmt::print(
+      "up to {} dialogues in a pass; the update's first pass is {}\n", settings.ppo.rows_at_once(),
+      settings.ppo.share_old_pass ? "the evaluation's, from the second step on" : "computed anew");
   train::MetricsLog log(o.out);
   auto const with = [&](auto reward) {
     return train::align(*engine, generator, reward, set.pairs, settings, &log);
@@ -122,6 +127,19 @@ void align(Common const& common, AlignOptions const& o) {
   }
   train::CheckpointSeries(settings.checkpoint).discard();
   fmt::print("{} steps of PPO; written to {}\n", steps, o.out.string());
+}
+
+void add_pass_options(CLI::App& command, AlignOptions& o) {
+  command
+      .add_option(
+          "--rows-per-pass", o.rows_per_pass,
+          "Dialogues in one forward and backward, in whole mini-batches; 1: one mini-batch. "
+          "Fewer need less memory")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command.add_flag("!--no-shared-pass", o.share_old_pass,
+                   "Compute the update's first pass anew instead of keeping the evaluation's, "
+                   "which gives the same numbers");
 }
 
 void add_align(CLI::App& app, Common& common) {
@@ -153,9 +171,11 @@ void add_align(CLI::App& app, Common& common) {
   c->add_option("--batch", o->batch, "Dialogues in a step")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  c->add_option("--mini-batch", o->mini_batch, "Dialogues in one pass; gradients of a batch add up")
+  c->add_option("--mini-batch", o->mini_batch,
+                "Dialogues that are skipped or trained together, by their mean ratio")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  add_pass_options(*c, *o);
   c->add_option("--ppo-epochs", o->epochs, "Passes over a batch")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

@@ -141,6 +141,8 @@ struct AlignOptions {
   bool adaptive_kl = true;
   index_t batch = 32;
   index_t mini_batch = 8;
+  index_t rows_per_pass = 32;
+  bool share_old_pass = true;
   index_t epochs = 4;
   std::vector<std::string> mechanisms{"er", "ip", "ex"};
   std::string reward = "product";  ///< how the mechanisms make one number
@@ -156,6 +158,10 @@ struct AlignOptions {
   data::ContextOptions context;
 };
 void align(Common const& common, AlignOptions const& options);
+/// The options of PPO that change no number but by rounding: how many dialogues go through the
+/// model at once, and whether evaluation and update share a pass. `run` has them too, and goes on
+/// with others.
+void add_pass_options(CLI::App& command, AlignOptions& options);
 
 /// A model that `evaluate` compares.
 struct System {

@@ -67,6 +67,7 @@
 #include "emprl/rl/kl.hpp"
 #include "emprl/rl/masked.hpp"
 #include "emprl/rl/objective.hpp"
+#include "emprl/rl/passes.hpp"
 #include "emprl/rl/ppo.hpp"
 #include "emprl/rl/ppo_config.hpp"
 #include "emprl/rl/reward_combinators.hpp"

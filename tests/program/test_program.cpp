@@ -695,6 +695,17 @@ TEST_CASE("program: align takes any program as its reward", "[program]") {
   auto const lines = emprl::io::read_json_lines(w / "rewarded/metrics.jsonl");
   REQUIRE(!lines.empty());
   CHECK(lines.back().value["score_mean"] == 0.25);
+  // How many dialogues a model sees at once is no matter of scores, and is told.
+  Outcome const passes = w.run(
+      align + "--out in_passes --reward-command 'sh reward.sh' --rows-per-pass 1 --no-shared-pass");
+  REQUIRE(passes.status == 0);
+  CHECK_THAT(passes.out, ContainsSubstring("up to 4 dialogues in a pass") &&
+                             ContainsSubstring("first pass is computed anew"));
+  Json const options = emprl::io::read_json_file(w / "in_passes/configuration.json");
+  CHECK(options["rows-per-pass"] == 1);
+  CHECK(options["no-shared-pass"] == true);
+  check_refused(w.run(align + "--out r1 --reward-command x --rows-per-pass 0"), 2,
+                {"--rows-per-pass"});
   check_refused(w.run(align + "--out r1 --reward-command 'echo out of order >&2; exit 3'"), 1,
                 {"out of order", "3"});
   check_refused(w.run(align + "--out r2"), 2, {"--identifiers", "--reward-command"});

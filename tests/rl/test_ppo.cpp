@@ -220,10 +220,12 @@ TEST_CASE("ppo: second epoch and second batch agree with the reference", "[rl][p
 
 TEST_CASE("ppo: losses and gradients do not depend on how the batch is cut",
           "[rl][ppo][contract]") {
-  auto const run = [](index_t mini, index_t accumulation) {
+  index_t const rows_per_pass = GENERATE(1, 3, 32);
+  auto const run = [&](index_t mini, index_t accumulation) {
     auto bench = awkward_bench();
     PpoConfig config = one_update();
     config.epochs = 4;  // one optimiser step each, however it is accumulated
+    config.rows_per_pass = rows_per_pass;
     config.mini_batch_size = mini;
     config.gradient_accumulation = accumulation;
     PpoStats const stats = bench.trainer(config).step(awkward_prompts());
@@ -744,6 +746,7 @@ TEST_CASE("ppo_config: a setting out of range is named", "[rl][ppo][unit]") {
   refused("batch_size", [](PpoConfig& c) { c.batch_size = 0; });
   refused("mini_batch_size", [](PpoConfig& c) { c.mini_batch_size = 33; });
   refused("gradient_accumulation", [](PpoConfig& c) { c.gradient_accumulation = 0; });
+  refused("rows_per_pass", [](PpoConfig& c) { c.rows_per_pass = 0; });
   refused("epochs", [](PpoConfig& c) { c.epochs = 0; });
   refused("learning_rate", [&](PpoConfig& c) { c.learning_rate = nan_value; });
   refused("decay_steps", [](PpoConfig& c) { c.decay_steps = -1; });

@@ -783,7 +783,9 @@ TEST_CASE("align: every setting that moves a number is part of what a run is",
   CHECK(message(generator<float>(), pairs, rl::Normalised{asks_back}).find(": reward is ") !=
         std::string::npos);
 
-  // When and where it is written is not.
+  // When and where it is written is not, nor which rows a model sees at once.
+  s.ppo.rows_per_pass = 1;
+  s.ppo.share_old_pass = false;
   s.save_every = 2;
   s.keep_last = 5;
   s.keep_best = false;

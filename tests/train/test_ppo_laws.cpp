@@ -106,6 +106,7 @@ struct Case {
   std::vector<std::vector<std::uint8_t>> mask{};  ///< by row; empty: every token counts
   std::optional<double> junk{};                   ///< what masked tokens hold, wherever they can
   index_t mini_batch_size = 8;
+  index_t rows_per_pass = 1;
   int threads = 1;
   bool penalty_in_loss = false;
 };
@@ -161,6 +162,7 @@ rl::PpoConfig config_of(Case const& c) {
   rl::PpoConfig config;
   config.epochs = 1;
   config.mini_batch_size = c.mini_batch_size;
+  config.rows_per_pass = c.rows_per_pass;
   config.gradient_accumulation = 8;  // the whole batch in one optimiser step
   config.ratio_tolerance = 1e9;      // the policy is not the one that sampled
   config.ratio_threshold = 1e9;
@@ -411,10 +413,13 @@ TEST_CASE("ppo laws: on T5 mini-batches add up to the batch, however it is cut",
   whole.mini_batch_size = 7;
   Outcome const expected = update(whole);
   for (index_t const size : {1, 2, 3, 5}) {
-    Case cut = whole;
-    cut.mini_batch_size = size;
-    INFO("mini-batches of " << size);
-    check_same(update(cut), expected);
+    for (index_t const rows : {1, 4, 32}) {
+      Case cut = whole;
+      cut.mini_batch_size = size;
+      cut.rows_per_pass = rows;
+      INFO("mini-batches of " << size << ", passes of " << rows);
+      check_same(update(cut), expected);
+    }
   }
 }
 

@@ -34,8 +34,10 @@ namespace emprl::rl {
 // calls give the same numbers, and a row's numbers do not depend on the other rows beyond rounding
 // (PPO checks that the ratio is 1 before the first update). backward accumulates (+=); a context is
 // consumed at most once, is used again for the next batch, and may refer to its batch, which lives
-// until backward has returned. Whether the log-probabilities are of the raw or of the tempered
-// softmax is the policy's affair; the reference must make the same choice.
+// until backward has returned. Between a forward and its backward nothing is asked of the models
+// but the entropy, no weight moves, and gradients may be set to 0: what a policy keeps, in its
+// context or in itself, is still there. Whether the log-probabilities are of the raw or of the
+// tempered softmax is the policy's affair; the reference must make the same choice.
 //
 // What an actor may offer besides (below), a policy may offer too, without the values; the adaptors
 // of actor_critic.hpp hand it on:

@@ -5,116 +5,115 @@
 // non-finite let through.
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <span>
-#include <string>
-#include <string_view>
 #include <vector>
 
-#include "emprl/core/error.hpp"
-#include "emprl/core/ragged.hpp"
 #include "emprl/rl/concepts.hpp"
+#include "emprl/rl/passes.hpp"
 #include "emprl/rl/types.hpp"
 
 namespace emprl::rl {
 
-/// Some rows of a rollout as a model sees them.
-struct RowBatch {
-  std::vector<index_t> rows;  ///< which rows of the rollout, those without a token left out
-  Ragged contexts;
-  Ragged responses;
+namespace detail {
 
-  TokenBatch view() const { return {contexts.view(), responses.view()}; }
-  std::size_t tokens() const { return responses.ids.size(); }
-
-  /// The row of the rollout to which packed token t belongs.
-  index_t row_of(std::size_t t) const {
-    auto const after = std::upper_bound(responses.offsets.begin(), responses.offsets.end(),
-                                        static_cast<index_t>(t));
-    return rows[static_cast<std::size_t>(after - responses.offsets.begin()) - 1];
+/// The rows of a rollout but for some, in their order.
+inline std::vector<index_t> rows_but_for(index_t rows, std::span<index_t const> some) {
+  std::vector<std::uint8_t> taken(static_cast<std::size_t>(rows), 0);
+  for (index_t const i : some) taken[static_cast<std::size_t>(i)] = 1;
+  std::vector<index_t> others;
+  for (index_t i = 0; i < rows; ++i) {
+    if (taken[static_cast<std::size_t>(i)] == 0) others.push_back(i);
   }
-};
-
-/// Copies rows out of a rollout, in the order given. Rows without a token are left out: there is
-/// nothing to evaluate.
-inline RowBatch take_rows(RaggedView contexts, RaggedView responses,
-                          std::span<index_t const> rows) {
-  RowBatch batch;
-  for (index_t const i : rows) {
-    if (responses.length(i) == 0) continue;
-    batch.rows.push_back(i);
-    batch.contexts.push_back(contexts.row(i));
-    batch.responses.push_back(responses.row(i));
-  }
-  return batch;
+  return others;
 }
 
-/// @throws Error naming the episode and token of the first non-finite number
-template <class T>
-void expect_finite(std::span<T const> x, RowBatch const& batch, PromptBatch const& prompts,
-                   std::string_view what) {
-  for (std::size_t t = 0; t < x.size(); ++t) {
-    if (std::isfinite(x[t])) continue;
-    index_t const row = batch.row_of(t);
-    throw Error("the " + std::string(what) + " of a token of episode " + prompts.name(row) +
-                " is not finite: " + std::to_string(x[t]));
-  }
-}
-
-/// Calls f(batch, first) on the rows of a rollout, a few at a time and in order, so that the tokens
-/// of `batch` are those of the packed arrays from `first` on.
+/// Calls f(batch) on some rows of a rollout, a few at a time.
 template <class F>
-void for_each_row_batch(PromptBatch const& prompts, Rollout const& rollout, index_t rows_at_once,
-                        F&& f) {
-  std::vector<index_t> rows;
-  std::size_t first = 0;
-  for (index_t begin = 0; begin < rollout.rows(); begin += rows_at_once) {
-    rows.clear();
-    for (index_t i = begin; i < std::min(rollout.rows(), begin + rows_at_once); ++i) {
-      rows.push_back(i);
-    }
-    RowBatch const batch = take_rows(prompts.contexts.view(), rollout.responses.view(), rows);
-    if (batch.rows.empty()) continue;
-    f(batch, first);
-    first += batch.tokens();
+void for_each_row_batch(PromptBatch const& prompts, Rollout const& rollout,
+                        std::span<index_t const> rows, index_t rows_at_once, F&& f) {
+  while (!rows.empty()) {
+    auto const some = rows.first(std::min(rows.size(), static_cast<std::size_t>(rows_at_once)));
+    rows = rows.subspan(some.size());
+    RowBatch const batch = take_rows(prompts.contexts.view(), rollout.responses.view(), some);
+    if (!batch.rows.empty()) f(batch);
   }
 }
+
+/// Puts one number a token of a batch where the rollout has it.
+template <class T>
+void put_tokens(RowBatch const& batch, std::span<T const> x, Rollout const& rollout,
+                std::span<double> out) {
+  for (std::size_t k = 0; k < batch.rows.size(); ++k) {
+    auto const from = x.begin() + batch.responses.offsets[k];
+    auto const to = out.begin() + rollout.offsets()[static_cast<std::size_t>(batch.rows[k])];
+    std::copy(from, from + (batch.responses.offsets[k + 1] - batch.responses.offsets[k]), to);
+  }
+}
+
+}  // namespace detail
 
 /// Log-probabilities and values under the policy that sampled, log-probabilities under the
-/// reference: fills logp, values and reference of the rollout, a few rows at a time. Keeps no
-/// gradient.
-/// @param rows_at_once   at most so many rows in one forward
+/// reference: fills logp, values and reference of the rollout, a few rows at a time, and computes
+/// on the way what an update that follows would begin with.
+///
+/// The rows of `first` are evaluated by the actor's forward instead of its inference, after all
+/// others and after the reference, so that nothing is asked of either until the update takes
+/// gradients of `pass`: the old-policy pass of these rows costs nothing. What the pass keeps for
+/// its backward stays in memory until then, while no model works: what a step needs at most is
+/// still what that backward needs.
+/// @param rows_at_once   at most so many of the other rows in one forward
+/// @param first   what first_pass says, or no rows: then no gradient is kept
+/// @param pass    written: for update_policy
 /// @throws Error naming the episode if a model gives a non-finite number
 template <ActorCritic A, ReferencePolicy<typename A::Scalar> R>
 void evaluate_rollout(A& actor, R& reference, PromptBatch const& prompts, index_t rows_at_once,
-                      Rollout& rollout) {
+                      Rollout& rollout, PassRows const& first, ForwardPass<A>& pass) {
   using T = typename A::Scalar;
-  auto const tokens = static_cast<std::size_t>(rollout.tokens());
-  rollout.logp.assign(tokens, 0.0);
-  rollout.values.assign(tokens, 0.0);
-  rollout.reference.assign(tokens, 0.0);
-  std::vector<T> logp, values, reference_logp;
-  [[maybe_unused]] typename A::Context context;
-  for_each_row_batch(prompts, rollout, rows_at_once, [&](RowBatch const& batch, std::size_t first) {
-    std::size_t const n = batch.tokens();
-    logp.assign(n, T(0));
-    values.assign(n, T(0));
-    reference_logp.assign(n, T(0));
+  pass.rows = {};
+  for (auto* x : {&rollout.logp, &rollout.values, &rollout.reference}) {
+    x->assign(static_cast<std::size_t>(rollout.tokens()), 0.0);
+  }
+  std::vector<T> logp, values;
+  auto const put = [&](RowBatch const& batch, std::vector<T> const& x, std::vector<double>& out) {
+    detail::put_tokens(batch, std::span<T const>(x), rollout, std::span<double>(out));
+  };
+  auto const ask_reference = [&](RowBatch const& batch) {
+    logp.assign(batch.tokens(), T(0));
+    reference.logprobs(batch.view(), std::span<T>(logp));
+    expect_finite(std::span<T const>(logp), batch, prompts, "reference log-probability");
+    put(batch, logp, rollout.reference);
+  };
+  auto const others = detail::rows_but_for(rollout.rows(), first.rows);
+  detail::for_each_row_batch(prompts, rollout, others, rows_at_once, [&](RowBatch const& batch) {
+    logp.assign(batch.tokens(), T(0));
+    values.assign(batch.tokens(), T(0));
     if constexpr (InferringActor<A>) {
       actor.inference(batch.view(), std::span<T>(logp), std::span<T>(values));
     } else {
-      actor.forward(batch.view(), std::span<T>(logp), std::span<T>(values), context);
+      actor.forward(batch.view(), std::span<T>(logp), std::span<T>(values), pass.context);
     }
-    reference.logprobs(batch.view(), std::span<T>(reference_logp));
     expect_finite(std::span<T const>(logp), batch, prompts, "log-probability");
     expect_finite(std::span<T const>(values), batch, prompts, "value");
-    expect_finite(std::span<T const>(reference_logp), batch, prompts, "reference log-probability");
-    auto const at = static_cast<std::ptrdiff_t>(first);
-    std::copy(logp.begin(), logp.end(), rollout.logp.begin() + at);
-    std::copy(values.begin(), values.end(), rollout.values.begin() + at);
-    std::copy(reference_logp.begin(), reference_logp.end(), rollout.reference.begin() + at);
+    put(batch, logp, rollout.logp);
+    put(batch, values, rollout.values);
+    ask_reference(batch);
   });
+  if (first.rows.empty()) return;
+  ask_reference(take_rows(prompts.contexts.view(), rollout.responses.view(), first.rows));
+  run_forward(actor, prompts, rollout, first, pass);
+  put(pass.batch, pass.logp, rollout.logp);
+  put(pass.batch, pass.values, rollout.values);
+  pass.rows = first;
+}
+
+/// The same by inference alone; keeps no gradient.
+template <ActorCritic A, ReferencePolicy<typename A::Scalar> R>
+void evaluate_rollout(A& actor, R& reference, PromptBatch const& prompts, index_t rows_at_once,
+                      Rollout& rollout) {
+  ForwardPass<A> none;
+  evaluate_rollout(actor, reference, prompts, rows_at_once, rollout, {}, none);
 }
 
 /// kl[t] of KlFull: the exact divergence of the actor from the reference at every token that
@@ -127,14 +126,17 @@ void evaluate_full_kl(A& actor, R& reference, PromptBatch const& prompts, index_
   using T = typename A::Scalar;
   rollout.kl.assign(static_cast<std::size_t>(rollout.tokens()), 0.0);
   std::vector<T> kl;
-  for_each_row_batch(prompts, rollout, rows_at_once, [&](RowBatch const& batch, std::size_t first) {
-    kl.assign(batch.tokens(), T(0));
-    actor.full_kl(reference, batch.view(), std::span<T>(kl));
-    expect_finite(std::span<T const>(kl), batch, prompts, "KL divergence");
-    for (std::size_t t = 0; t < kl.size(); ++t) {
-      if (rollout.mask[first + t] != 0) rollout.kl[first + t] = static_cast<double>(kl[t]);
-    }
-  });
+  detail::for_each_row_batch(
+      prompts, rollout, detail::rows_but_for(rollout.rows(), {}), rows_at_once,
+      [&](RowBatch const& batch) {
+        kl.assign(batch.tokens(), T(0));
+        actor.full_kl(reference, batch.view(), std::span<T>(kl));
+        expect_finite(std::span<T const>(kl), batch, prompts, "KL divergence");
+        detail::put_tokens(batch, std::span<T const>(kl), rollout, std::span<double>(rollout.kl));
+      });
+  for (std::size_t t = 0; t < rollout.kl.size(); ++t) {
+    if (rollout.mask[t] == 0) rollout.kl[t] = 0;
+  }
 }
 
 }  // namespace emprl::rl

@@ -31,6 +31,7 @@
 #include "emprl/rl/kl.hpp"
 #include "emprl/rl/masked.hpp"
 #include "emprl/rl/objective.hpp"
+#include "emprl/rl/passes.hpp"
 #include "emprl/rl/ppo_config.hpp"
 #include "emprl/rl/reward_shaping.hpp"
 #include "emprl/rl/rewards.hpp"
@@ -265,8 +266,19 @@ class PpoTrainer {
     r.log = ScoreLog(episodes.size());
     ask_reward(EpisodeBatch{episodes, step}, r);
 
-    // 3. Evaluate policy, value function and reference.
-    evaluate_rollout(spec_.actor, spec_.reference, prompts, config_.mini_batch_size, r);
+    // 3. Evaluate policy, value function and reference; last what the update begins with.
+    if constexpr (full_kl) {
+      evaluate_full_kl(spec_.actor, spec_.reference, prompts, config_.rows_at_once(), r);
+    }
+    ForwardPass<Actor> pass;
+    if (config_.shares_old_pass(step_)) {
+      evaluate_rollout(spec_.actor, spec_.reference, prompts, config_.rows_at_once(), r,
+                       first_pass(prompts, r, config_, step), pass);
+    } else {
+      // In the order of the prompts and by mini-batches: otherwise than the update, whose first
+      // ratios then tell whether the actor's numbers depend on more than the row.
+      evaluate_rollout(spec_.actor, spec_.reference, prompts, config_.mini_batch_size, r);
+    }
     clear_masked(r.values, r.mask);
 
     // 4. Shape rewards: normalised score at the end, KL penalty at every token.
@@ -274,9 +286,7 @@ class PpoTrainer {
     if (config_.score_scaling != ScoreScaling::none) moments.update(r.scores);
     r.shaped_scores = r.scores;
     scale_scores(r.shaped_scores, moments, config_.score_scaling);
-    if constexpr (full_kl) {
-      evaluate_full_kl(spec_.actor, spec_.reference, prompts, config_.mini_batch_size, r);
-    } else {
+    if constexpr (!full_kl) {
       r.kl.resize(r.mask.size());
       token_kl(spec_.kl, r.logp, r.reference, r.mask, r.kl);
     }
@@ -310,7 +320,7 @@ class PpoTrainer {
     // 6. Epochs over mini-batches.
     auto const update_with = [&](auto const& objective) {
       return update_policy(spec_.actor, objective, spec_.optimizer, prompts, r, config_, step,
-                           stats.learning_rate, clipped_);
+                           stats.learning_rate, clipped_, &pass);
     };
     UpdateReport update;
     if constexpr (kl_in_loss) {

@@ -41,10 +41,21 @@ struct PpoConfig {
   PpoMode mode = PpoMode::corrected;
   std::uint64_t seed = 42;            ///< addresses the order of mini-batches
   index_t batch_size = 32;            ///< the most episodes a rollout batch may hold
-  index_t mini_batch_size = 8;        ///< episodes in one forward and backward
+  index_t mini_batch_size = 8;        ///< episodes that are skipped or trained together
   index_t gradient_accumulation = 4;  ///< mini-batches in one optimiser step
-  index_t epochs = 4;                 ///< passes over a rollout batch
-  std::int32_t end_token = 1;         ///< for the share of unfinished responses
+  /// Episodes in one forward and backward, at most, as far as they are whole mini-batches of one
+  /// optimiser step; 1: one mini-batch, as published. Only the order of sums depends on it, and
+  /// time and memory: activations of so many rows are kept at once.
+  index_t rows_per_pass = 32;
+  /// Lets the evaluation of the policy that sampled compute the update's first forward pass: no
+  /// weight moves in between, so that the numbers are the same. Of the first optimiser step of a
+  /// rollout batch as many rows share as are in one pass. The first step of a run does not share:
+  /// there the first ratios tell whether evaluation and update see the same policy
+  /// (ratio_tolerance), which they cannot tell of rows that were computed once. False: no step
+  /// shares.
+  bool share_old_pass = true;
+  index_t epochs = 4;          ///< passes over a rollout batch
+  std::int32_t end_token = 1;  ///< for the share of unfinished responses
 
   double learning_rate = 1e-5;
   std::int64_t decay_steps = 0;  ///< steps after which a linear decay reaches 0; 0: constant rate
@@ -65,8 +76,9 @@ struct PpoConfig {
   bool whiten_advantages = true;
 
   double ratio_threshold = 10.0;  ///< a mini-batch with a larger mean ratio is skipped
-  /// Largest |ratio - 1| allowed before the first optimiser step of a rollout batch. Unset: 1e-3 in
-  /// float (log-probabilities of a few tens, summed in another order), 1e-9 in double.
+  /// Largest |ratio - 1| allowed before the first optimiser step of a rollout batch; of rows that
+  /// share a pass it is 0. Unset: 1e-3 in float (log-probabilities of a few tens, summed in another
+  /// order), 1e-9 in double.
   std::optional<double> ratio_tolerance{};
 
   /// The published setting of EmpRL.
@@ -74,6 +86,12 @@ struct PpoConfig {
 
   /// The same numbers in the arithmetic of TRL 0.9.6.
   static PpoConfig trl_0_9_6() { return {.mode = PpoMode::trl_0_9_6}; }
+
+  /// Most rows that go through a model at once.
+  index_t rows_at_once() const { return std::max(rows_per_pass, mini_batch_size); }
+
+  /// Whether a step of PPO lets its evaluation compute the update's first pass.
+  bool shares_old_pass(std::int64_t step) const { return share_old_pass && step > 0; }
 
   /// learning_rate * max(0, 1 - step / decay_steps).
   double learning_rate_at(std::int64_t step) const {
@@ -96,6 +114,7 @@ struct PpoConfig {
     field(mini_batch_size > 0, "mini_batch_size", "at least 1");
     field(mini_batch_size <= batch_size, "mini_batch_size", "at most batch_size");
     field(gradient_accumulation > 0, "gradient_accumulation", "at least 1");
+    field(rows_per_pass > 0, "rows_per_pass", "at least 1");
     field(epochs > 0, "epochs", "at least 1");
     field(finite_from(learning_rate, 0), "learning_rate", "a finite number of at least 0");
     field(decay_steps >= 0, "decay_steps", "at least 0");

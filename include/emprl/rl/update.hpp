@@ -8,19 +8,16 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <numeric>
 #include <span>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "emprl/core/error.hpp"
-#include "emprl/core/ragged.hpp"
-#include "emprl/core/rng.hpp"
 #include "emprl/rl/concepts.hpp"
-#include "emprl/rl/evaluate.hpp"
-#include "emprl/rl/masked.hpp"
 #include "emprl/rl/objective.hpp"
+#include "emprl/rl/passes.hpp"
 #include "emprl/rl/ppo_config.hpp"
 #include "emprl/rl/types.hpp"
 
@@ -37,28 +34,25 @@ struct UpdateReport {
   std::int64_t skipped_batches = 0;
 };
 
-/// One mini-batch: rows of a rollout with what the objective needs to know of their tokens.
-struct MiniBatch {
-  RowBatch batch;
+/// What the objective needs to know of the tokens of some rows.
+struct RowTokens {
   std::vector<TokenContext> tokens;
   std::vector<std::uint8_t> mask;
 };
 
-/// Copies rows out of a rollout whose advantages and returns are known.
-inline MiniBatch take_mini_batch(PromptBatch const& prompts, Rollout const& rollout,
-                                 std::span<index_t const> rows) {
-  MiniBatch mini;
-  mini.batch = take_rows(prompts.contexts.view(), rollout.responses.view(), rows);
-  for (index_t const i : mini.batch.rows) {
+/// Copies it out of a rollout whose advantages and returns are known.
+inline RowTokens take_tokens(Rollout const& rollout, std::span<index_t const> rows) {
+  RowTokens taken;
+  for (index_t const i : rows) {
     auto const row = static_cast<std::size_t>(i);
     auto const end = static_cast<std::size_t>(rollout.responses.offsets[row + 1]);
     for (auto t = static_cast<std::size_t>(rollout.responses.offsets[row]); t < end; ++t) {
-      mini.tokens.push_back({rollout.logp[t], rollout.values[t], rollout.advantages[t],
-                             rollout.returns[t], rollout.reference[t]});
-      mini.mask.push_back(rollout.mask[t]);
+      taken.tokens.push_back({rollout.logp[t], rollout.values[t], rollout.advantages[t],
+                              rollout.returns[t], rollout.reference[t]});
+      taken.mask.push_back(rollout.mask[t]);
     }
   }
-  return mini;
+  return taken;
 }
 
 /// Before weights have moved, the policy must give sampled tokens the log-probabilities that were
@@ -95,103 +89,118 @@ double step_optimizer(G& optimizer, double learning_rate, double max_gradient_no
   return norm;
 }
 
-/// `config.epochs` passes over the rollout. Each pass shuffles the rows, cuts them into optimiser
-/// steps of mini_batch_size * gradient_accumulation rows, and each of those into mini-batches whose
+/// `config.epochs` passes over the rollout. Each shuffles the rows, cuts them into optimiser steps
+/// of mini_batch_size * gradient_accumulation rows, and each of those into mini-batches whose
 /// gradients add up to the mean over the step's tokens, whatever the cut. A mini-batch whose mean
 /// ratio passes the threshold counts with loss 0; a step all of whose mini-batches are skipped, or
 /// that has no token, moves nothing.
 /// In PpoMode::trl_0_9_6 each of the last four sentences is otherwise; see there.
+///
+/// Mini-batches go through the actor several at a time (config.rows_per_pass; cut_passes): each has
+/// its own sums, guards and normalisation, and one that is skipped takes part in the backward of
+/// its pass with gradients of 0.
 /// @param step   addresses the shuffles
 /// @param clipped_before   PpoMode::trl_0_9_6: whether an earlier optimiser step of the run clipped
+/// @param kept   the pass that evaluate_rollout has computed, or null: the update begins with it
+/// instead of a forward of its own, and uses it up
 /// @throws Error naming the episode or episodes of a non-finite number or of a ratio that is not 1
-/// at first; the weights have
-///         then not moved in the optimiser step that failed
+/// at first; the weights have then not moved in the optimiser step that failed. ShapeError if the
+/// kept pass is not the update's first
 template <ActorCritic A, Objective O, Optimizer G>
 UpdateReport update_policy(A& actor, O const& objective, G& optimizer, PromptBatch const& prompts,
                            Rollout const& rollout, PpoConfig const& config, std::uint32_t step,
-                           double learning_rate, bool clipped_before = false) {
+                           double learning_rate, bool clipped_before = false,
+                           ForwardPass<A>* kept = nullptr) {
   using T = typename A::Scalar;
+  using In = std::span<T const>;
   double const tolerance = config.ratio_tolerance.value_or(std::is_same_v<T, float> ? 1e-3 : 1e-9);
-  auto const mini_rows = static_cast<std::size_t>(config.mini_batch_size);
   bool const trl = config.mode == PpoMode::trl_0_9_6;
   auto const accumulated = static_cast<double>(config.gradient_accumulation);
-  auto const step_rows = trl && prompts.last_of_pass
-                             ? mini_rows
-                             : mini_rows * static_cast<std::size_t>(config.gradient_accumulation);
+  std::size_t const step_rows = rows_of_optimizer_step(config, prompts);
 
   UpdateReport report;
-  typename A::Context context;
+  ForwardPass<A> own;
+  ForwardPass<A>& pass = kept != nullptr ? *kept : own;
+  PassRows first = std::exchange(pass.rows, {});
   constexpr bool of_entropy = EntropyObjective<O>;
-  std::vector<T> logp, values, entropy, dlogp, dvalues, dentropy;
-  std::vector<index_t> order(static_cast<std::size_t>(rollout.rows()));
+  std::vector<T> entropy, dlogp, dvalues, dentropy;
   for (index_t epoch = 0; epoch < config.epochs; ++epoch) {
-    std::iota(order.begin(), order.end(), index_t{0});
-    RandomSequence(config.seed, Stream::permute, step, static_cast<std::uint32_t>(epoch))
-        .shuffle(std::span<index_t>(order));
+    std::vector<index_t> const order = epoch_order(rollout.rows(), config, step, epoch);
     std::span<index_t const> rest = order;
     while (!rest.empty()) {
-      std::span<index_t const> rows = rest.first(std::min(rest.size(), step_rows));
+      std::span<index_t const> const rows = rest.first(std::min(rest.size(), step_rows));
       rest = rest.subspan(rows.size());
-
-      std::vector<MiniBatch> parts;
+      std::vector<PassRows> const passes = cut_passes(rollout, rows, config);
       double step_tokens = 0;
-      for (auto left = rows; !left.empty();) {
-        auto const part = left.first(std::min(left.size(), mini_rows));
-        left = left.subspan(part.size());
-        parts.push_back(take_mini_batch(prompts, rollout, part));
-        step_tokens += static_cast<double>(masked_count(parts.back().mask));
+      for (PassRows const& part : passes) {
+        for (MiniBatch const& mini : part.mini_batches) {
+          step_tokens += static_cast<double>(mini.counted);
+        }
       }
 
       optimizer.zero_gradients();
       bool trained = false;
-      for (MiniBatch const& mini : parts) {
-        if (masked_count(mini.mask) == 0) continue;
-        std::size_t const n = mini.tokens.size();
-        logp.assign(n, T(0));
-        values.assign(n, T(0));
-        dlogp.resize(n);
-        dvalues.resize(n);
-        actor.forward(mini.batch.view(), std::span<T>(logp), std::span<T>(values), context);
-        expect_finite(std::span<T const>(logp), mini.batch, prompts, "log-probability");
-        expect_finite(std::span<T const>(values), mini.batch, prompts, "value");
+      for (PassRows const& part : passes) {
+        if (first.rows.empty()) {
+          run_forward(actor, prompts, rollout, part, pass);
+        } else {
+          expects(first == part, "a kept pass must be the one that the update begins with");
+          first = {};
+        }
+        RowTokens const known = take_tokens(rollout, part.rows);
+        std::size_t const n = known.tokens.size();
+        dlogp.assign(n, T(0));
+        dvalues.assign(n, T(0));
         if constexpr (ReportsEntropy<A>) {
           entropy.assign(n, T(0));
-          actor.entropy(std::span<T>(entropy), context);
-          expect_finite(std::span<T const>(entropy), mini.batch, prompts, "entropy");
+          actor.entropy(std::span<T>(entropy), pass.context);
+          expect_finite(In(entropy), pass.batch, prompts, "entropy");
         }
-        if constexpr (of_entropy) dentropy.resize(n);
-        double const normaliser =
-            trl ? static_cast<double>(masked_count(mini.mask)) * accumulated : step_tokens;
-        ObjectiveSums const sums = evaluate_objective<T>(
-            objective, std::span<T const>(logp), std::span<T const>(values), mini.tokens, mini.mask,
-            normaliser, std::span<T>(dlogp), std::span<T>(dvalues),
-            of_entropy ? std::span<T const>(entropy) : std::span<T const>{},
-            std::span<T>(dentropy));
-        if (report.optimizer_steps == 0) {
-          expect_unit_ratio(sums, tolerance, mini.batch, prompts);
-        }
-        report.ratio += sums.ratio;
-        report.ratio_tokens += sums.tokens;
-        if (sums.mean_ratio() > config.ratio_threshold) {
-          ++report.skipped_batches;
-          trained = trained || trl;
-          continue;
-        }
-        expect_finite(std::span<T const>(dlogp), mini.batch, prompts, "loss gradient");
-        expect_finite(std::span<T const>(dvalues), mini.batch, prompts, "loss gradient");
-        if constexpr (ReportsEntropy<A>) {
-          for (std::size_t t = 0; t < n; ++t) {
-            if (mini.mask[t] != 0) report.entropy += static_cast<double>(entropy[t]);
+        if constexpr (of_entropy) dentropy.assign(n, T(0));
+        bool counts = false;
+        for (MiniBatch const& mini : part.mini_batches) {
+          auto const of_mini = [&mini](auto x) {
+            return x.empty() ? x : x.subspan(mini.begin, mini.end - mini.begin);
+          };
+          MaskView const mask = of_mini(MaskView(known.mask));
+          double const normaliser =
+              trl ? static_cast<double>(mini.counted) * accumulated : step_tokens;
+          ObjectiveSums sums = evaluate_objective<T>(
+              objective, of_mini(In(pass.logp)), of_mini(In(pass.values)),
+              of_mini(std::span<TokenContext const>(known.tokens)), mask, normaliser,
+              of_mini(std::span<T>(dlogp)), of_mini(std::span<T>(dvalues)),
+              of_entropy ? of_mini(In(entropy)) : In{}, of_mini(std::span<T>(dentropy)));
+          sums.worst_token += mini.begin;
+          if (report.optimizer_steps == 0) {
+            expect_unit_ratio(sums, tolerance, pass.batch, prompts);
           }
+          report.ratio += sums.ratio;
+          report.ratio_tokens += sums.tokens;
+          if (sums.mean_ratio() > config.ratio_threshold) {
+            ++report.skipped_batches;
+            trained = trained || trl;
+            for (auto* gradient : {&dlogp, &dvalues, &dentropy}) {
+              std::ranges::fill(of_mini(std::span<T>(*gradient)), T(0));
+            }
+            continue;
+          }
+          if constexpr (ReportsEntropy<A>) {
+            for (std::size_t t = mini.begin; t < mini.end; ++t) {
+              if (known.mask[t] != 0) report.entropy += static_cast<double>(entropy[t]);
+            }
+          }
+          report.sums.add(sums);
+          counts = true;
+        }
+        if (!counts) continue;
+        for (auto const* gradient : {&dlogp, &dvalues, &dentropy}) {
+          expect_finite(In(*gradient), pass.batch, prompts, "loss gradient");
         }
         if constexpr (of_entropy) {
-          expect_finite(std::span<T const>(dentropy), mini.batch, prompts, "loss gradient");
-          actor.backward(std::span<T const>(dlogp), std::span<T const>(dvalues),
-                         std::span<T const>(dentropy), context);
+          actor.backward(In(dlogp), In(dvalues), In(dentropy), pass.context);
         } else {
-          actor.backward(std::span<T const>(dlogp), std::span<T const>(dvalues), context);
+          actor.backward(In(dlogp), In(dvalues), pass.context);
         }
-        report.sums.add(sums);
         trained = true;
       }
       if (!trained) continue;

@@ -248,9 +248,12 @@ inline io::Json exact_number(double x) {
   return std::isfinite(x) ? io::Json(x) : io::Json(std::to_string(x));
 }
 
-/// Every field. A field that is added and not named here does not compile.
+/// Every field, but for those that say only which rows a model sees at once: like the number of
+/// threads they move nothing but roundings, and a run may go on with others, on a machine of less
+/// memory for one. A field that is added and not named here does not compile.
 inline io::Json to_json(rl::PpoConfig const& config) {
-  auto const& [mode, seed, batch_size, mini_batch_size, gradient_accumulation, epochs, end_token,
+  auto const& [mode, seed, batch_size, mini_batch_size, gradient_accumulation,
+               /*not told*/ rows_per_pass, /*not told*/ share_old_pass, epochs, end_token,
                learning_rate, decay_steps, max_gradient_norm, gamma, lambda, policy_clip,
                value_clip, value_coefficient, kl_coefficient, kl_target, kl_horizon, score_scaling,
                whiten_rewards, whiten_advantages, ratio_threshold, ratio_tolerance] = config;
