@@ -26,12 +26,10 @@ std::vector<T> back(Cuda& dev, TensorView<T, 1, Cuda> x) {
 
 /// Rows 100, 101, ... that are moved on by tokens of the test's choice.
 struct Batch {
-  Batch(Cuda& device, index_t rows, index_t most) : dev(device) {
+  Batch(Cuda& device, index_t rows, index_t most, index_t unused = 0) : dev(device) {
     for (index_t r = 0; r < rows; ++r) ids.push_back(100 + static_cast<std::uint32_t>(r));
-    gen::SamplingConfig config;
-    config.max_new_tokens = most;
-    config.start = 7;
-    state = gen::start_rows(dev, dev.scratch, ids, config);
+    state = gen::allocate_rows(dev.scratch, rows + unused, most);
+    gen::start_rows(dev, state, ids, {.seed = 5, .step = 6}, 7);
   }
 
   void advance(std::vector<std::int32_t> const& drawn) {
@@ -117,6 +115,50 @@ TEST_CASE("cuda: rows of which one fails stop, and the earliest failure is named
                     ContainsSubstring("response 102, token 1: no token is left"));
   // Before the failure there was none.
   CHECK(batch.responses(1).ids == std::vector<std::int32_t>{3, 3, 3, cuda_decoding_rows::eos});
+}
+
+TEST_CASE("cuda: rows that a batch leaves unused are as rows that have ended, and begin anew",
+          "[cuda][gen]") {
+  using cuda_decoding_rows::back;
+  using cuda_decoding_rows::Batch;
+  using cuda_decoding_rows::eos;
+  Cuda dev;
+  dev.scratch.poison(true);
+  ArenaScope const scope(dev.scratch);
+  Batch batch(dev, 2, 3, 300);
+  index_t const rows = batch.state.ids.extent(0);
+  REQUIRE(rows == 302);
+  auto const of_used = [&](index_t used, index_t others, std::vector<index_t> first) {
+    first.resize(static_cast<std::size_t>(used), first.front());
+    first.resize(static_cast<std::size_t>(rows), others);
+    return first;
+  };
+  auto const check_begun = [&](index_t used) {
+    CHECK(batch.left() == used);
+    CHECK(back(dev, batch.state.newest) ==
+          std::vector<std::int32_t>(static_cast<std::size_t>(rows), 7));
+    CHECK(back(dev, batch.state.length) == of_used(used, 0, {1}));
+    CHECK(back(dev, batch.state.generated) == of_used(used, -1, {0}));
+  };
+  check_begun(2);
+  std::vector<std::int32_t> drawn(static_cast<std::size_t>(rows), gen::sample_diverged);
+  drawn[0] = 4;
+  drawn[1] = eos;
+  batch.advance(drawn);
+  CHECK(batch.left() == 1);
+  CHECK(back(dev, batch.state.length) == of_used(2, 0, {2, 0}));
+  CHECK(batch.responses(1).ids == std::vector<std::int32_t>{4, eos});
+
+  // The next batch of the same memory has more rows and another key.
+  batch.ids.assign(301, 9);
+  gen::start_rows(dev, batch.state, batch.ids, {.seed = 1, .step = 8}, 7);
+  check_begun(301);
+  CHECK(back(dev, batch.state.ids.rows(0, 301)) == batch.ids);
+  auto const key = back(dev, batch.state.key)[0];
+  CHECK(key.seed == 1);
+  CHECK(key.step == 8);
+  batch.ids.assign(303, 9);
+  CHECK_THROWS_AS(gen::start_rows(dev, batch.state, batch.ids, {}, 7), ShapeError);
 }
 
 TEST_CASE("cuda: lengths of rows that run are kept, of the others they are 0", "[cuda][gen]") {

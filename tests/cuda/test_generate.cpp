@@ -106,18 +106,12 @@ TEST_CASE("cuda: generation draws the CPU's tokens, sampled on the host or on th
     auto const by_host = gen::generate(on_gpu, from.view(), c, 11, 2);
     CHECK(by_host.ids == expected.ids);
     CHECK(by_host.offsets == expected.offsets);
-    std::vector<std::uint32_t> const ids{0, 1, 2, 3, 4, 5, 6};
-    for (index_t const look_every : {1, 8, 100}) {
-      if (i > 0 && look_every != 8) continue;
-      CAPTURE(look_every);
-      for (bool const graphs : {true, false}) {
-        CAPTURE(graphs);
-        dev.decoding_graphs = graphs;
-        auto const by_device = gen::generate(dev, on_gpu, from.view(), c, 11, 2,
-                                             std::span<std::uint32_t const>(ids), look_every);
-        CHECK(by_device.ids == expected.ids);
-        CHECK(by_device.offsets == expected.offsets);
-      }
+    for (bool const graphs : {true, false}) {
+      CAPTURE(graphs);
+      dev.decoding_graphs = graphs;
+      auto const by_device = gen::generate(dev, on_gpu, from.view(), c, 11, 2);
+      CHECK(by_device.ids == expected.ids);
+      CHECK(by_device.offsets == expected.offsets);
     }
     for (index_t r = 0; r < expected.rows(); ++r) {
       some_end = some_end || expected.row(r).back() == c.eos;
@@ -287,7 +281,9 @@ TEST_CASE("cuda: a 16-bit model generates the same with graphs, without, and by 
           "[cuda][gen][graph]") {
   auto model = support::small_t5<float>(4, 2);
   add_lora(model);
-  Ragged const from = contexts();
+  // As many as a batch has in place: none is unused.
+  Ragged const from =
+      support::random_rows({5, 0, 9, 33, 2, 1, 7, 4}, support::device_config().vocab_size, 6);
   Cuda dev;
   dev.scratch.poison(true);
   T5Weights<Bf16, Cuda> const there(dev, model);
@@ -295,6 +291,7 @@ TEST_CASE("cuda: a 16-bit model generates the same with graphs, without, and by 
   for (bool const all_to_the_end : {true, false}) {
     CAPTURE(all_to_the_end);
     SamplingConfig c = config(0.9, 0);
+    c.max_new_tokens = 17;
     if (all_to_the_end) c.min_new_tokens = c.max_new_tokens;
     dev.decoding_graphs = true;
     auto const replayed = gen::generate(dev, on_gpu, from.view(), c, 11, 2);
@@ -302,7 +299,7 @@ TEST_CASE("cuda: a 16-bit model generates the same with graphs, without, and by 
     auto const launched = gen::generate(dev, on_gpu, from.view(), c, 11, 2);
     CHECK(replayed.ids == launched.ids);
     CHECK(replayed.offsets == launched.offsets);
-    CHECK((replayed.tokens() == 7 * 37) == all_to_the_end);
+    CHECK((replayed.tokens() == 8 * 17) == all_to_the_end);
     // The host lets rows leave the batch. Products of fewer rows may be added up in another order,
     // and a rounding to 16 bits moves the logits by more than draws bear: so only with all rows.
     if (all_to_the_end) {

@@ -70,13 +70,21 @@ Outcome run(D& dev, MakeOptimizer&& make_optimizer) {
   Outcome outcome;
   gen::SamplingConfig sampling;
   sampling.max_new_tokens = 9;
-  auto sampler = [&](RaggedView contexts, std::uint32_t step) {
-    Ragged responses;
+  auto const generate = [&] {
     if constexpr (std::is_same_v<D, Cuda>) {
-      responses = gen::generate(dev, decoder, contexts, sampling, 3, step);
+      // One graph for all steps of PPO, which move the weights that it reads.
+      return [graphs = std::make_unique<gen::DecodingGraphs<T5Decoder<T, D>>>(dev, decoder)](
+                 auto const&... of) {
+        Ragged responses = graphs->generate(of...);
+        CHECK(graphs->captures() == 1);
+        return responses;
+      };
     } else {
-      responses = gen::generate(decoder, contexts, sampling, 3, step);
+      return [&](auto const&... of) { return gen::generate(decoder, of...); };
     }
+  }();
+  auto sampler = [&](RaggedView contexts, std::uint32_t step) {
+    Ragged responses = generate(contexts, sampling, 3, step);
     outcome.tokens.insert(outcome.tokens.end(), responses.ids.begin(), responses.ids.end());
     outcome.offsets.insert(outcome.offsets.end(), responses.offsets.begin(),
                            responses.offsets.end());

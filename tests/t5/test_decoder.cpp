@@ -263,10 +263,11 @@ TEMPLATE_TEST_CASE("decoding in place equals the full pass, whatever becomes of 
                     full.view());
     std::vector<T> hidden(static_cast<std::size_t>(full.size()), T(0));
     index_t const rows = responses.rows();
-    // The longest response fits exactly.
-    auto fixed = model.decoder().in_place(
-        dev, p.views(), model.start(dev, p.views(), prefixes.views(), contexts.view()), 70);
-    std::vector<std::int32_t> ids(static_cast<std::size_t>(rows));
+    // The longest response fits exactly. Of rows and of context tokens there is room for more.
+    index_t const unused = 2;
+    auto fixed = model.decoder().in_place(rows + unused, contexts.tokens() + 5, 70);
+    model.start_in_place(dev, p.views(), prefixes.views(), contexts.view(), fixed);
+    std::vector<std::int32_t> ids(static_cast<std::size_t>(rows + unused));
     std::vector<index_t> lengths(ids.size());
     for (index_t t = 0; t < 70; ++t) {
       for (index_t b = 0; b < rows; ++b) {
@@ -275,9 +276,10 @@ TEMPLATE_TEST_CASE("decoding in place equals the full pass, whatever becomes of 
         lengths[u] = runs ? t + 1 : 0;
         if (runs) ids[u] = inputs[static_cast<std::size_t>(responses.offsets[u] + t)];
       }
-      auto y = support::poisoned<T, 2>({rows, c.d_model});
+      auto y = support::poisoned<T, 2>({rows + unused, c.d_model});
       model.decoder().step_in_place(dev, p.views(), prefixes.views(), fixed,
-                                    {lengths.data(), {rows}}, {ids.data(), {rows}}, y.view());
+                                    {lengths.data(), {rows + unused}},
+                                    {ids.data(), {rows + unused}}, y.view());
       for (index_t b = 0; b < rows; ++b) {
         auto const u = static_cast<std::size_t>(b);
         if (lengths[u] == 0) continue;
@@ -287,12 +289,12 @@ TEMPLATE_TEST_CASE("decoding in place equals the full pass, whatever becomes of 
     }
     support::check_error("hidden states", hidden, reference::convert<double>(values(full)), 0.0,
                          128);
-    auto used = model.start(dev, p.views(), prefixes.views(), contexts.view());
-    std::vector<index_t> const first{0};
-    auto y = support::poisoned<T, 2>({1, c.d_model});
-    model.decoder().step(dev, p.views(), prefixes.views(), used, first, {ids.data(), {1}},
-                         y.view());
-    CHECK_THROWS_AS(model.decoder().in_place(dev, p.views(), std::move(used), 70),
-                    emprl::ShapeError);
+    auto few_rows = model.decoder().in_place(rows - 1, contexts.tokens(), 70);
+    auto few_tokens = model.decoder().in_place(rows, contexts.tokens() - 1, 70);
+    for (auto* const small : {&few_rows, &few_tokens}) {
+      CHECK_THROWS_AS(
+          model.start_in_place(dev, p.views(), prefixes.views(), contexts.view(), *small),
+          emprl::ShapeError);
+    }
   }
 }

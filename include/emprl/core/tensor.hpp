@@ -114,6 +114,9 @@ class TensorView {
     return {data_, static_cast<std::size_t>(size())};
   }
 
+  /// Whether both view the same place in the same shape. The elements are not looked at.
+  friend constexpr bool operator==(TensorView const&, TensorView const&) = default;
+
  private:
   T* data_ = nullptr;
   std::array<index_t, Rank> extents_{};

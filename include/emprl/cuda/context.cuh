@@ -57,8 +57,8 @@ struct Cuda {
   DeviceArena scratch;
   /// Matrix products: how exact, and by which algorithms.
   cuda::Products products;
-  /// Generation captures the step of a token once and replays it (gen/generate.cuh); without, each
-  /// step is launched anew. The tokens are the same.
+  /// Generation captures the step of a token once and replays it (gen/decoding_graphs.cuh);
+  /// without, each step is launched anew. The tokens are the same.
 #if defined(EMPRL_SYNC_LAUNCHES)
   bool decoding_graphs = false;  // who waits after each launch cannot capture
 #else

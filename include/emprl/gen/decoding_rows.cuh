@@ -3,7 +3,8 @@
 
 // The rows of a batch while responses are generated on the GPU: how far each one is and what it has
 // got are in the GPU's memory and are moved on there, so that every step of the loop launches the
-// same work with the same arguments.
+// same work with the same arguments. So does every batch that takes the same rows: how many of them
+// it needs, and where its draws are taken, are in that memory too.
 
 #include <cstddef>
 #include <cstdint>
@@ -22,37 +23,69 @@
 
 namespace emprl::gen {
 
-/// B rows in the GPU's memory.
+/// B rows in the GPU's memory. A batch may leave the last ones unused: they are as rows that have
+/// ended.
 struct DecodingRows {
-  TensorView<std::uint32_t const, 1, Cuda> ids;  // (B), whose draws they are
-  TensorView<std::int32_t, 1, Cuda> newest;      // (B), read next; of an ended row its last but one
-  TensorView<std::int32_t, 1, Cuda> drawn;       // (B), by the sampler, in this step
-  TensorView<index_t, 1, Cuda> length;     // (B), tokens read once `newest` is; 0 if it has ended
-  TensorView<index_t, 1, Cuda> generated;  // (B), tokens of the response; -1 if it has ended
+  TensorView<std::uint32_t, 1, Cuda> ids;    // (B), whose draws they are; of unused rows not read
+  TensorView<std::int32_t, 1, Cuda> newest;  // (B), read next; of an ended row its last but one
+  TensorView<std::int32_t, 1, Cuda> drawn;   // (B), by the sampler, in this step
+  TensorView<index_t, 1, Cuda> length;       // (B), tokens read once `newest` is; 0 if it has ended
+  TensorView<index_t, 1, Cuda> generated;    // (B), tokens of the response; -1 if it has ended
   TensorView<std::int32_t, 2, Cuda> responses;  // (B, max_new_tokens), as far as generated
   TensorView<std::int32_t, 1, Cuda> left;       // (1), rows that go on; 0 if one cannot
+  TensorView<SampleKey, 1, Cuda> key;           // (1), of all draws of the batch
 };
 
-/// Rows before their first token, in `arena`.
+/// Memory for `rows` rows of up to max_new_tokens tokens, in `arena`.
 /// @throws CudaError
-inline DecodingRows start_rows(Cuda& dev, DeviceArena& arena,
-                               std::span<std::uint32_t const> row_ids,
-                               SamplingConfig const& config) {
-  auto const batch = static_cast<index_t>(row_ids.size());
-  expects<ConfigError>(batch <= std::numeric_limits<std::int32_t>::max(),
+inline DecodingRows allocate_rows(DeviceArena& arena, index_t rows, index_t max_new_tokens) {
+  expects<ConfigError>(rows <= std::numeric_limits<std::int32_t>::max(),
                        "generation on the GPU takes at most 2147483647 rows at once");
-  auto const filled = [&]<class T>(index_t size, T value) {
-    auto const there = arena.template allocate<T, 1>({size});
-    copy(dev, there, std::vector<T>(static_cast<std::size_t>(size), value));
-    return there;
-  };
-  return {.ids = on_device(dev, arena, row_ids),
-          .newest = filled(batch, config.start),
-          .drawn = arena.template allocate<std::int32_t, 1>({batch}),
-          .length = filled(batch, index_t{1}),
-          .generated = filled(batch, index_t{0}),
-          .responses = arena.template allocate<std::int32_t, 2>({batch, config.max_new_tokens}),
-          .left = filled(1, static_cast<std::int32_t>(batch))};
+  return {.ids = arena.allocate<std::uint32_t, 1>({rows}),
+          .newest = arena.allocate<std::int32_t, 1>({rows}),
+          .drawn = arena.allocate<std::int32_t, 1>({rows}),
+          .length = arena.allocate<index_t, 1>({rows}),
+          .generated = arena.allocate<index_t, 1>({rows}),
+          .responses = arena.allocate<std::int32_t, 2>({rows, max_new_tokens}),
+          .left = arena.allocate<std::int32_t, 1>({1}),
+          .key = arena.allocate<SampleKey, 1>({1})};
+}
+
+namespace detail {
+
+inline constexpr int start_threads = 256;
+
+/// The first `used` rows before their first token, the others as ended.
+/// PRECOND: a thread a row
+EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(start_threads)
+    start_rows_kernel(DecodingRows rows, std::int32_t used, std::int32_t start, SampleKey key) {
+  index_t const r = cuda::global_thread_x();
+  if (r == 0) {
+    rows.left.data()[0] = used;
+    rows.key.data()[0] = key;
+  }
+  if (r >= rows.newest.extent(0)) return;
+  rows.newest.data()[r] = start;  // a token of the vocabulary, which an unused row reads as well
+  rows.length.data()[r] = r < used ? 1 : 0;
+  rows.generated.data()[r] = r < used ? 0 : -1;
+}
+
+}  // namespace detail
+
+/// Begins a batch of row_ids.size() rows, which read `start` first; the other rows are unused.
+/// @param dev  work is ordered on dev.stream; the ids may change as soon as this returns
+/// @throws ShapeError if there are more ids than rows
+/// @throws CudaError
+inline void start_rows(Cuda& dev, DecodingRows const& rows, std::span<std::uint32_t const> row_ids,
+                       SampleKey key, std::int32_t start) {
+  auto const used = static_cast<index_t>(row_ids.size());
+  expects(used <= rows.ids.extent(0), "a batch has more rows than there is memory for");
+  copy(dev, rows.ids.rows(0, used), row_ids);
+  cuda::launch<detail::start_rows_kernel>(
+      dev.stream,
+      {.grid = {cuda::blocks_for(rows.ids.extent(0), detail::start_threads)},
+       .block = {detail::start_threads}},
+      rows, static_cast<std::int32_t>(used), start, key);
 }
 
 namespace detail {
@@ -98,15 +131,16 @@ inline void advance_rows(Cuda& dev, DecodingRows const& rows, std::int32_t eos) 
       dev.stream, {.grid = {1}, .block = {detail::advance_threads}}, rows, eos);
 }
 
-/// The responses after `steps` steps. Waits for the GPU.
+/// The responses of the batch's rows after `steps` steps. Waits for the GPU.
 /// @throws Error naming the response and the token where the first draw failed
 /// @throws CudaError
 inline Ragged fetch_responses(Cuda& dev, DecodingRows const& rows,
                               std::span<std::uint32_t const> row_ids, std::int32_t eos,
                               index_t steps) {
   index_t const width = rows.responses.extent(1);
-  std::vector<std::int32_t> all(static_cast<std::size_t>(rows.responses.size()));
-  copy(dev, std::span<std::int32_t>(all), rows.responses);
+  auto const used = rows.responses.rows(0, static_cast<index_t>(row_ids.size()));
+  std::vector<std::int32_t> all(static_cast<std::size_t>(used.size()));
+  copy(dev, std::span<std::int32_t>(all), used);
   Ragged responses;
   std::size_t failed = 0;  // the row of the earliest failure
   index_t failed_at = steps;

@@ -42,6 +42,12 @@ struct SampledTokens {
   TensorView<float, 1, Cuda> entropy;  // of softmax(x)
 };
 
+/// What all draws of a batch share.
+struct SampleKey {
+  std::uint64_t seed = 0;
+  std::uint32_t step = 0;
+};
+
 /// Where the rows' draws are taken: {seed, Stream::sample, step, row_ids[r], generated[r]}.
 struct SampleSites {
   std::uint64_t seed = 0;
@@ -50,6 +56,9 @@ struct SampleSites {
   /// Tokens that each response already has, the start token excluded. A row with a negative number
   /// is left out: nothing of it is read or written.
   TensorView<index_t const, 1, Cuda> generated;  // (R)
+  /// Seed and step as the GPU finds them when it draws, in place of those above, for launches that
+  /// are captured; empty: those above.
+  TensorView<SampleKey const, 1, Cuda> key = {};  // (1)
 };
 
 namespace detail {
@@ -74,8 +83,8 @@ struct SampleArguments {
   int barred_count;
   std::uint32_t const* row_ids;
   index_t const* generated;
-  std::uint64_t seed;
-  std::uint32_t step;
+  SampleKey key;
+  SampleKey const* key_there;  // in place of key, or null
   bool greedy;
   double inverse_temperature;
   int top_k;
@@ -477,7 +486,8 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(sample_threads) sample_tokens_kernel(SampleArgu
   if (cuda::thread_rank() == 0) {
     raw[0] = sums.most;
     raw[1] = sums.log_sum();
-    random[0] = uniform(RngAddress{in.seed, Stream::sample, in.step, in.row_ids[r],
+    SampleKey const at = in.key_there != nullptr ? *in.key_there : in.key;
+    random[0] = uniform(RngAddress{at.seed, Stream::sample, at.step, in.row_ids[r],
                                    static_cast<std::uint32_t>(generated)});
     if (in.lse != nullptr) in.lse[r] = sums.log_sum_exp();
     if (in.entropy != nullptr) in.entropy[r] = sums.entropy();
@@ -535,6 +545,13 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(sample_threads) sample_tokens_kernel(SampleArgu
 
 }  // namespace detail
 
+/// @throws ConfigError if the draw asks which tokens came before, which the GPU's does not know
+inline void expect_no_history(SamplingConfig const& config) {
+  expects<ConfigError>(!config.needs_history(),
+                       "repetition_penalty and no_repeat_ngram are not drawn with on the GPU; "
+                       "leave them off, or draw on the host with gen::generate(decoder, ...)");
+}
+
 /// Draws one token from each row of logits: what sample_token draws from the row at its site
 /// (above). Where that throws, the token is sample_diverged or sample_exhausted, and the caller
 /// looks at it.
@@ -549,13 +566,12 @@ inline void sample_tokens(Cuda& dev, SampledTokens const& out, TensorView<float,
                           TensorView<std::int32_t const, 1, Cuda> barred,
                           SampleSites const& sites) {
   config.validate();
-  expects<ConfigError>(!config.needs_history(),
-                       "repetition_penalty and no_repeat_ngram are not drawn with on the GPU; "
-                       "leave them off, or draw on the host with gen::generate(decoder, ...)");
+  expect_no_history(config);
   index_t const rows = logits.extent(0);
   auto const fits = [&](auto const& x) { return x.empty() || x.extent(0) == rows; };
   expects(out.token.extent(0) == rows && fits(out.logp) && fits(out.lse) && fits(out.entropy) &&
-              sites.row_ids.extent(0) == rows && sites.generated.extent(0) == rows,
+              sites.row_ids.extent(0) == rows && sites.generated.extent(0) == rows &&
+              sites.key.extent(0) <= 1,
           "sampling: one token, one row id and one number of generated tokens for each row");
   expects(barred.extent(0) == static_cast<index_t>(config.barred.size()),
           "sampling: the barred tokens on the device must be those of the configuration");
@@ -575,8 +591,8 @@ inline void sample_tokens(Cuda& dev, SampledTokens const& out, TensorView<float,
       .barred_count = static_cast<int>(barred.extent(0)),
       .row_ids = sites.row_ids.data(),
       .generated = sites.generated.data(),
-      .seed = sites.seed,
-      .step = sites.step,
+      .key = {sites.seed, sites.step},
+      .key_there = sites.key.data(),
       .greedy = config.greedy,
       .inverse_temperature = 1.0 / config.temperature,
       .top_k = config.top_k < logits.extent(1) ? static_cast<int>(config.top_k) : 0,

@@ -51,6 +51,8 @@ struct SamplingConfig {
   /// No n tokens in a row come twice in a response, the start token before it included. 0: off.
   index_t no_repeat_ngram = 0;
 
+  bool operator==(SamplingConfig const&) const = default;
+
   /// Whether the next token depends on which tokens came before, besides through the model.
   bool needs_history() const { return repetition_penalty != 1.0 || no_repeat_ngram > 0; }
 

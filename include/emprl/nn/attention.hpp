@@ -49,6 +49,8 @@ struct AttentionParams {
   TensorView<T, 1, D> q_bias, k_bias, v_bias;       // (H*Dh), neighbours in memory; empty for none
   TensorView<T, 1, D> o_bias;                       // (C)
   LoraParams<T, D> lora_q, lora_k, lora_v, lora_o;  // empty for none
+
+  bool operator==(AttentionParams const&) const = default;
 };
 
 namespace detail {

@@ -24,6 +24,8 @@ class FeedForward {
     TensorView<T, 2, D> wg;  // (F, C), the linear part of the gated form; empty for ReLU
     TensorView<T, 2, D> wo;  // (C, F)
     LoraParams<T, D> lora_wi, lora_wg, lora_wo;  // empty for none
+
+    bool operator==(Params const&) const = default;
   };
   using Gradients = typename FeedForward<Accumulator<T>, D>::Params;
   struct Context {

@@ -26,6 +26,8 @@ struct LoraParams {
   std::uint32_t site = 0;    // the number of its dropout's site
 
   bool empty() const { return a.empty(); }
+
+  bool operator==(LoraParams const&) const = default;
 };
 
 /// y += scale * B A dropout(x), on what W x wrote.      N rows, I inputs, O outputs, R rank.

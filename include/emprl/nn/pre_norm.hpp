@@ -18,6 +18,8 @@ class PreNorm {
  public:
   struct Params {
     TensorView<T, 1, D> weight;  // (C)
+
+    bool operator==(Params const&) const = default;
   };
   using Gradients = typename PreNorm<Accumulator<T>, D>::Params;
   struct Context {

@@ -28,6 +28,8 @@ struct Config {
   nn::Activation feed_forward = nn::Activation::relu;  // v1.0; v1.1 and Flan use gated_gelu
   bool tie_word_embeddings = true;  // v1.0: tied, and the logits scaled by d_model^-0.5
 
+  bool operator==(Config const&) const = default;
+
   /// The width of queries, keys and values of all heads.
   index_t inner() const { return num_heads * d_kv; }
 

@@ -5,6 +5,8 @@
 // against a cache (generation). N decoder tokens, Nk encoder tokens, C model, H heads.
 
 #include <algorithm>
+#include <array>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -208,7 +210,7 @@ class Decoder {
     }
     auto const all_ranges = on_device(dev, dev.scratch, std::span<index_t const>(ranges));
     auto const range = [&](index_t i) { return all_ranges.rows(i * active, (i + 1) * active); };
-    step_at(dev, p, prefixes, cache,
+    step_at(dev, p, prefixes, cache.self, cache.memory,
             {.begin = range(0),
              .length = range(1),
              .memory_begin = range(2),
@@ -218,31 +220,48 @@ class Decoder {
     ++cache.position;
   }
 
-  /// A cache before its first step, made ready for up to `tokens` steps in place.
-  /// @throws ShapeError if a step has been made
-  InPlaceCache<T, D> in_place(D& dev, Params<T, D> const& p, KvCache<T, D>&& cache,
-                              index_t tokens) const {
-    expects(cache.position == 0, "decoding in place begins before the first step");
+  /// Memory for decoding batches in place: up to `rows` rows, whose contexts have `memory` tokens
+  /// together and that read `tokens` tokens each.
+  InPlaceCache<T, D> in_place(index_t rows, index_t memory, index_t tokens) const {
     InPlaceCache<T, D> fixed;
-    fixed.cache = std::move(cache);
-    KvCache<T, D>& c = fixed.cache;
-    c.reserve(dev, tokens, config_.num_decoder_layers, config_.inner());
-    std::vector<index_t> ranges(4 * c.context.size());
-    for (std::size_t b = 0; b < c.context.size(); ++b) {
-      auto const u = static_cast<std::size_t>(c.context[b]);
-      ranges[b] = static_cast<index_t>(b) * c.capacity;
-      ranges[c.context.size() + b] = c.memory_offsets[u];
-      ranges[2 * c.context.size() + b] = c.memory_offsets[u + 1] - c.memory_offsets[u];
+    fixed.rows = rows;
+    fixed.capacity = tokens;
+    for (index_t l = 0; l < config_.num_decoder_layers; ++l) {
+      fixed.memory.emplace_back(std::array<index_t, 2>{memory, 2 * config_.inner()});
+      fixed.self.emplace_back(std::array<index_t, 2>{rows * tokens, 2 * config_.inner()});
     }
-    fixed.ranges = Tensor<index_t, 2, D>({4, c.rows});
-    copy(dev, fixed.ranges.view(), ranges);
-    fixed.bias = Tensor<Accumulator<T>, 2, D>({config_.num_heads, c.capacity});
-    relative_bias_forward(dev, fixed.bias.view(), p.decoder.relative_bias, 1 - c.capacity,
-                          buckets());
+    fixed.ranges = Tensor<index_t, 2, D>({4, rows});
+    fixed.bias = Tensor<Accumulator<T>, 2, D>({config_.num_heads, tokens});
     return fixed;
   }
 
-  /// One token for all rows of the batch: y[b] = the hidden state after row b's token ids[b], the
+  /// Begins a batch over the encoder's output, a row for each context: projects keys and values of
+  /// every layer, and expands the bias. Rows beyond have no context. Allocates nothing.
+  /// @param memory (Nk, C)
+  /// @throws ShapeError if the cache was made for fewer rows or tokens
+  void start_in_place(D& dev, Params<T, D> const& p, In<T, 2, D> memory,
+                      std::span<index_t const> memory_offsets, InPlaceCache<T, D>& fixed) const {
+    auto const contexts = memory_offsets.size() - 1;
+    auto const rows = static_cast<std::size_t>(fixed.rows);
+    expects(contexts <= rows && memory.extent(0) <= fixed.memory.front().extent(0),
+            "decoding in place: the batch is larger than its memory");
+    for (std::size_t i = 0; i < p.decoder.blocks.size(); ++i) {
+      cross_attention_.project_memory(dev, p.decoder.blocks[i].cross_attention, memory,
+                                      fixed.memory[i].view().rows(0, memory.extent(0)));
+    }
+    std::vector<index_t> ranges(3 * rows, 0);
+    for (std::size_t b = 0; b < rows; ++b) {
+      ranges[b] = static_cast<index_t>(b) * fixed.capacity;
+      if (b >= contexts) continue;
+      ranges[rows + b] = memory_offsets[b];
+      ranges[2 * rows + b] = memory_offsets[b + 1] - memory_offsets[b];
+    }
+    copy(dev, fixed.ranges.view().rows(0, 3), ranges);
+    relative_bias_forward(dev, fixed.bias.view(), p.decoder.relative_bias, 1 - fixed.capacity,
+                          buckets());
+  }
+
+  /// One token for all rows of the cache: y[b] = the hidden state after row b's token ids[b], the
   /// length[b]-th that it reads. Its launches are the same in every step; nothing is read on the
   /// host, and of memory there is scratch alone.
   /// @param length (B)  tokens that each row has read, this one included, at most as many as the
@@ -253,7 +272,7 @@ class Decoder {
                      TensorView<std::int32_t const, 1, D> ids, TensorView<T, 2, D> y) const {
     auto const of_running = fixed.range(3);
     running_lengths(dev, of_running, fixed.range(2), length);
-    step_at(dev, p, prefixes, fixed.cache,
+    step_at(dev, p, prefixes, fixed.self, fixed.memory,
             {.begin = fixed.range(0),
              .length = length,
              .memory_begin = fixed.range(1),
@@ -270,7 +289,8 @@ class Decoder {
 
   /// The launches of a step: y[a] = the hidden state after token ids[a], whose keys `at` finds.
   void step_at(D& dev, Params<T, D> const& p, Prefixes<T, D> const& prefixes,
-               KvCache<T, D> const& cache, StepInputs<T, D> const& at,
+               std::span<Tensor<T, 2, D> const> self_keys,
+               std::span<Tensor<T, 2, D> const> memory_keys, StepInputs<T, D> const& at,
                TensorView<std::int32_t const, 1, D> ids, TensorView<T, 2, D> y) const {
     ArenaScope scope(dev.scratch);
     index_t const active = ids.extent(0);
@@ -280,8 +300,8 @@ class Decoder {
     for (std::size_t i = 0; i < p.decoder.blocks.size(); ++i) {
       BlockParams<T, D> const& block = p.decoder.blocks[i];
       auto const layer = static_cast<index_t>(i);
-      auto const self = cache.self[i].view();
-      auto const memory = cache.memory[i].view();
+      auto const self = self_keys[i].view();
+      auto const memory = memory_keys[i].view();
       norm_.inference(dev, block.self_norm, x, [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
         ArenaScope inner_scope(dev.scratch);
         auto const& attention = block.self_attention;

@@ -106,12 +106,15 @@ struct StepInputs {
   DecodeBias columns = DecodeBias::position;
 };
 
-/// A cache at its final size, for steps whose launches are always the same: what changes from step
-/// to step is in the device's memory, and all rows take part until the end. How many tokens a row
-/// has read its caller says; cache.position is not kept.
+/// A cache of a fixed size, for steps whose launches are always the same, in one batch after the
+/// other: what changes from step to step and from batch to batch is in the device's memory, and all
+/// rows take part until the end. How many tokens a row has read its caller says.
 template <Element T, Device D>
 struct InPlaceCache {
-  KvCache<T, D> cache;
+  index_t rows = 0;                     // B
+  index_t capacity = 0;                 // tokens that a row can read
+  std::vector<Tensor<T, 2, D>> memory;  // per layer (Nk at most, 2*inner): keys beside values
+  std::vector<Tensor<T, 2, D>> self;    // per layer (B*capacity, 2*inner); row b*capacity + t
   /// (4, B): begin, memory_begin and memory_length of StepInputs, and memory_length of the rows
   /// that have not ended, which each step writes.
   Tensor<index_t, 2, D> ranges;

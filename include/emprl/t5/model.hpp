@@ -123,12 +123,25 @@ class Model {
   KvCache<T, D> start(D& dev, Params<T, D> const& p, Prefixes<T, D> const& prefixes,
                       RaggedView contexts) const {
     ArenaScope scope(dev.scratch);
-    auto memory = dev.scratch.template allocate<T, 2>({contexts.tokens(), config_.d_model});
-    encoder_.inference(dev, p, tokens_of(dev, dev.scratch, contexts), prefixes, memory);
-    return decoder_.start(dev, p, memory, contexts.offsets);
+    return decoder_.start(dev, p, encode(dev, p, prefixes, contexts), contexts.offsets);
+  }
+
+  /// Encodes contexts into memory for decoding in place. @see Decoder::start_in_place
+  void start_in_place(D& dev, Params<T, D> const& p, Prefixes<T, D> const& prefixes,
+                      RaggedView contexts, InPlaceCache<T, D>& fixed) const {
+    ArenaScope scope(dev.scratch);
+    decoder_.start_in_place(dev, p, encode(dev, p, prefixes, contexts), contexts.offsets, fixed);
   }
 
  private:
+  /// The encoder's output (Nk, C), in the caller's scope of dev.scratch.
+  TensorView<T, 2, D> encode(D& dev, Params<T, D> const& p, Prefixes<T, D> const& prefixes,
+                             RaggedView contexts) const {
+    auto const memory = dev.scratch.template allocate<T, 2>({contexts.tokens(), config_.d_model});
+    encoder_.inference(dev, p, tokens_of(dev, dev.scratch, contexts), prefixes, memory);
+    return memory;
+  }
+
   static void check_rows(RaggedView contexts, RaggedView responses) {
     expects(contexts.rows() == responses.rows(), "t5: there must be one response for each context");
     check_offsets(responses.offsets, responses.tokens());

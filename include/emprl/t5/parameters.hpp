@@ -26,6 +26,8 @@ struct BlockParams {
   nn::AttentionParams<T, D> cross_attention;
   typename nn::PreNorm<T, D>::Params feed_forward_norm;
   typename nn::FeedForward<T, D>::Params feed_forward;
+
+  bool operator==(BlockParams const&) const = default;
 };
 
 /// A stack: its layers, the bias table that they share, and the norm at its end.
@@ -34,15 +36,20 @@ struct StackParams {
   std::vector<BlockParams<T, D>> blocks;
   TensorView<T, 2, D> relative_bias;  // (buckets, H)
   TensorView<T, 1, D> final_norm;     // (C)
+
+  bool operator==(StackParams const&) const = default;
 };
 
-/// All weights of a model.
+/// All weights of a model. Two are equal if they are the same views: in the same places, whatever
+/// is there.
 template <Element T, Device D>
 struct Params {
   TensorView<T, 2, D> shared;  // (V, C)
   StackParams<T, D> encoder;
   StackParams<T, D> decoder;
   TensorView<T, 2, D> lm_head;  // (V, C); empty when tied
+
+  bool operator==(Params const&) const = default;
 
   /// The matrix that makes logits of hidden states.
   TensorView<T, 2, D> output_embedding() const { return lm_head.empty() ? shared : lm_head; }

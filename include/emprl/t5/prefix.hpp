@@ -18,6 +18,9 @@ struct Prefixes {
   TensorView<T, 2, D> decoder;  // (P, num_decoder_layers * 2 * inner)
   TensorView<T, 2, D> cross;    // (P, num_decoder_layers * 2 * inner)
 
+  /// The same views, whatever is there.
+  bool operator==(Prefixes const&) const = default;
+
   struct Shape {
     Config model;
     index_t length = 0;

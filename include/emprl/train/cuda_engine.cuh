@@ -3,6 +3,7 @@
 
 // A GPU as an engine: models in its memory, in float32 or Bf16, and their training there.
 
+#include <algorithm>
 #include <cmath>
 #include <concepts>
 #include <cstdint>
@@ -131,6 +132,35 @@ class CudaTraining : public Interface {
 };
 
 }  // namespace detail
+
+/// On the GPU tokens are drawn where the logits are, by graphs that are kept from batch to batch.
+/// What that draw does not know is drawn on the host: which tokens came before, and responses of
+/// several seeds or steps in one batch.
+template <Element T>
+class T5Generation<T, Cuda> {
+ public:
+  /// The decoder must outlive it.
+  T5Generation(Cuda& dev, T5Decoder<T, Cuda>& decoder) : decoder_(decoder), graphs_(dev, decoder) {}
+
+  /// @throws as gen::generate
+  Ragged operator()(RaggedView contexts, gen::SamplingConfig const& config,
+                    std::span<gen::DrawSite const> sites) {
+    bool const one_draw = std::all_of(sites.begin(), sites.end(), [&](gen::DrawSite const& site) {
+      return site.seed == sites.front().seed && site.step == sites.front().step;
+    });
+    if (sites.empty() || !one_draw || config.needs_history()) {
+      return gen::generate(decoder_, contexts, config, sites);
+    }
+    std::vector<std::uint32_t> ids;
+    for (gen::DrawSite const& site : sites) ids.push_back(site.row);
+    return graphs_.generate(contexts, config, sites.front().seed, sites.front().step,
+                            std::span<std::uint32_t const>(ids));
+  }
+
+ private:
+  T5Decoder<T, Cuda>& decoder_;
+  gen::DecodingGraphs<T5Decoder<T, Cuda>> graphs_;
+};
 
 /// A T5 in training on the GPU.
 template <CudaElement T>

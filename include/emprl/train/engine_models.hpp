@@ -3,7 +3,6 @@
 
 // Frozen models behind the functions of engine.hpp, the same source for every device.
 
-#include <algorithm>
 #include <concepts>
 #include <cstdint>
 #include <memory>
@@ -17,36 +16,39 @@
 
 namespace emprl::train {
 
-namespace detail {
-
-/// The generation loop of the device: that of the GPU looks at tokens every few steps only, where
-/// it can draw them.
+/// How device D generates, and what it keeps for that between two batches; cuda_engine.cuh has the
+/// GPU's.
 template <Element T, Device D>
-Ragged generate_on([[maybe_unused]] D& dev, T5Decoder<T, D>& decoder, RaggedView contexts,
-                   gen::SamplingConfig const& config, std::span<gen::DrawSite const> sites) {
-  if constexpr (!std::same_as<D, Cpu>) {
-    bool const looks_back = config.repetition_penalty != 1 || config.no_repeat_ngram > 0;
-    bool const one_draw = std::all_of(sites.begin(), sites.end(), [&](gen::DrawSite const& site) {
-      return site.seed == sites.front().seed && site.step == sites.front().step;
-    });
-    if (!sites.empty() && one_draw && !looks_back) {
-      std::vector<std::uint32_t> ids;
-      for (gen::DrawSite const& site : sites) ids.push_back(site.row);
-      return generate(dev, decoder, contexts, config, sites.front().seed, sites.front().step,
-                      std::span<std::uint32_t const>(ids));
-    }
-  }
-  return gen::generate(decoder, contexts, config, sites);
-}
+class T5Generation;
 
-}  // namespace detail
+/// The CPU keeps nothing.
+template <Element T>
+class T5Generation<T, Cpu> {
+ public:
+  /// The decoder must outlive it.
+  T5Generation(Cpu&, T5Decoder<T, Cpu>& decoder) : decoder_(decoder) {}
+
+  /// @throws as gen::generate
+  Ragged operator()(RaggedView contexts, gen::SamplingConfig const& config,
+                    std::span<gen::DrawSite const> sites) {
+    return gen::generate(decoder_, contexts, config, sites);
+  }
+
+ private:
+  T5Decoder<T, Cpu>& decoder_;
+};
 
 /// A frozen T5 in the memory of device D.
 template <Element T, Device D>
 class DeviceT5 final : public EngineT5 {
  public:
   DeviceT5(D& dev, std::shared_ptr<T5Weights<T, D> const> weights)
-      : dev_(dev), weights_(std::move(weights)), decoder_(dev, *weights_) {}
+      : dev_(dev),
+        weights_(std::move(weights)),
+        decoder_(dev, *weights_),
+        generation_(dev, decoder_) {}
+  DeviceT5(DeviceT5 const&) = delete;
+  DeviceT5& operator=(DeviceT5 const&) = delete;
 
   t5::Config const& config() const override { return weights_->config(); }
 
@@ -59,7 +61,7 @@ class DeviceT5 final : public EngineT5 {
   using EngineT5::generate;
   Ragged generate(RaggedView contexts, gen::SamplingConfig const& config,
                   std::span<gen::DrawSite const> sites) override {
-    return detail::generate_on(dev_, decoder_, contexts, config, sites);
+    return generation_(contexts, config, sites);
   }
 
   std::unique_ptr<State> start(RaggedView contexts) override {
@@ -85,6 +87,7 @@ class DeviceT5 final : public EngineT5 {
   D& dev_;
   std::shared_ptr<T5Weights<T, D> const> weights_;
   T5Decoder<T, D> decoder_;
+  T5Generation<T, D> generation_;
 };
 
 /// A frozen identifier in the memory of device D.

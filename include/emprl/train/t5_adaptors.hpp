@@ -201,10 +201,28 @@ class T5Decoder {
   /// Decoding in steps whose launches do not change (gen::DeviceDecoder).
   using InPlaceState = t5::InPlaceCache<T, D>;
 
-  /// The state of a batch before its first token, with room for `most` tokens a row.
-  InPlaceState start_in_place(RaggedView contexts, index_t most) {
-    return generator_.model.decoder().in_place(dev_, generator_.weights.views(), start(contexts),
-                                               most);
+  /// Memory for up to `rows` contexts of `context_tokens` together, and `most` tokens a row.
+  InPlaceState in_place(index_t rows, index_t context_tokens, index_t most) {
+    return generator_.model.decoder().in_place(rows, context_tokens, most);
+  }
+
+  /// Reads the contexts of the next batch, one a row; the other rows stay unused.
+  void start_in_place(InPlaceState& state, RaggedView contexts) {
+    generator_.model.start_in_place(dev_, generator_.weights.views(), generator_.prefixes(),
+                                    contexts, state);
+  }
+
+  /// What the launches of step_in_place are made from besides their arguments: the configuration,
+  /// and where weights, adapters and prefixes are.
+  struct Bindings {
+    t5::Config config;
+    t5::Params<T, D> weights;
+    t5::Prefixes<T, D> prefixes;
+
+    bool operator==(Bindings const&) const = default;
+  };
+  Bindings bindings() const {
+    return {generator_.config(), generator_.weights.views(), generator_.prefixes()};
   }
 
   /// Feeds tokens (B) to all rows, of which row b has then read length[b]; 0: it has ended. logits
