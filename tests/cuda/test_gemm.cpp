@@ -156,12 +156,16 @@ TEST_CASE("gemm: shapes that do not fit are named on the GPU too", "[cuda][gemm]
   CHECK_THROWS_WITH(gemm(dev, Trans::no, Trans::no, 1.0f, a.view(), b.view(), 0.0f, c.view()),
                     Catch::Contains("a (2, 3), b (4, 5), c (2, 5)"));
   emprl::Tensor<float, 1, Cuda> const bias({4});
-  CHECK_THROWS_AS(
-      gemm_bias<float>(dev, Trans::no, Trans::no, 1.0f, a.view(), a.view(), c.view(), bias.view()),
-      emprl::ShapeError);
+  Strided<float> const square(dev, 3, 5, 0);
+  CHECK_THROWS_AS(gemm_add<float>(dev, Trans::no, Trans::no, 1.0f, a.view(), square.view(),
+                                  c.view(), bias.view(), {}),
+                  emprl::ShapeError);
+  CHECK_THROWS_WITH(gemm_add<float>(dev, Trans::no, Trans::no, 1.0f, a.view(), square.view(),
+                                    c.view(), {}, b.view()),
+                    Catch::Contains("what is added must be as large as the product"));
 }
 
-TEMPLATE_TEST_CASE("gemm: bias and ReLU in the same pass, and ReLU's gradient by its mask",
+TEMPLATE_TEST_CASE("gemm: bias, residual and ReLU in the same pass, ReLU's gradient by its mask",
                    "[cuda][gemm]", float, Bf16) {
   using T = TestType;
   Cuda dev;
@@ -177,8 +181,25 @@ TEMPLATE_TEST_CASE("gemm: bias and ReLU in the same pass, and ReLU's gradient by
       auto const size = reference::linear(absolute(x64), absolute(w64),
                                           absolute(reference::convert<double>(bias)).values);
       Strided<T> const y(dev, m, n, 8);
-      gemm_bias(dev, Trans::no, Trans::yes, 1.0f, x_there.view(), w_there.view(), y.view(), b);
+      gemm_add(dev, Trans::no, Trans::yes, 1.0f, x_there.view(), w_there.view(), y.view(), b, {});
       check_product<T>(y.values(), linear, size, k);
+
+      // A residual beside the result, and one that is overwritten: the sum is rounded once.
+      auto const residual = random_in_format<T>(m, n, 10);
+      Strided<T> const r_there(dev, residual, 16), in_place(dev, residual, 8);
+      auto sum = linear, sizes = size;
+      for (std::size_t i = 0; i < sum.values.size(); ++i) {
+        auto const r = static_cast<double>(residual.values[i]);
+        sum.values[i] += r;
+        sizes.values[i] += std::abs(r);
+      }
+      gemm_add(dev, Trans::no, Trans::yes, 1.0f, x_there.view(), w_there.view(), y.view(), b,
+               r_there.view());
+      check_product<T>(y.values(), sum, sizes, k);
+      CHECK(r_there.values().values == reference::convert<double>(residual).values);
+      gemm_add(dev, Trans::no, Trans::yes, 1.0f, x_there.view(), w_there.view(), in_place.view(), b,
+               in_place.view());
+      check_product<T>(in_place.values(), sum, sizes, k);
 
       auto const relu = [](Matrix<double> z) {
         for (double& v : z.values) v = v > 0 ? v : 0;

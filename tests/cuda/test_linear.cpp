@@ -2,9 +2,12 @@
 #include "emprl/ops/linear.cuh"
 
 #include <cmath>
-#include <span>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
+#include "reference/linear.hpp"
 #include "support/catch.hpp"
 #include "support/compare.hpp"
 #include "support/device_array.hpp"
@@ -18,6 +21,7 @@ using emprl::Cuda;
 using emprl::index_t;
 using emprl::TensorView;
 using support::in_format;
+using support::random_in_format;
 
 namespace {
 
@@ -106,5 +110,86 @@ TEMPLATE_TEST_CASE("sum_rows: adds the sums of columns, the same bits in every o
       }
       CHECK(wrong == 0);
     }
+  }
+}
+
+TEMPLATE_TEST_CASE(
+    "linear: with its ReLU in one pass, and the gradient before the ReLU in one more",
+    "[cuda][linear]", float, Bf16) {
+  using T = TestType;
+  Cuda dev;
+  dev.scratch.poison(true);
+  auto const there = [](reference::Matrix<float> const& x) {
+    return support::DeviceArray<T>(in_format<T>(x.values));
+  };
+  auto const double_of = [](support::DeviceArray<T> const& x) {
+    std::vector<double> y;
+    for (T const v : x.values()) y.push_back(static_cast<float>(v));
+    return y;
+  };
+  // Outputs that fill the 128 bits of a mask's row, and some that do not and get none.
+  for (auto const& [rows, outputs] : {std::pair<index_t, index_t>{1, 128}, {33, 256}, {5, 96}}) {
+    INFO(rows << " x " << outputs);
+    index_t const inputs = 33, next = 20;
+    auto const x = random_in_format<T>(rows, inputs, 1),
+               w = random_in_format<T>(outputs, inputs, 2), dz = random_in_format<T>(rows, next, 3),
+               v = random_in_format<T>(next, outputs, 4);
+    auto x_there = there(x), w_there = there(w), dz_there = there(dz), v_there = there(v);
+    auto y = support::DeviceArray<T>::poisoned(rows * outputs);
+    auto dy = support::DeviceArray<T>::poisoned(rows * outputs);
+    support::DeviceArray<float> dv(std::vector<float>(static_cast<std::size_t>(next * outputs)));
+    auto const extents = relu_mask_extents(dev, rows, outputs);
+    CHECK((extents[0] > 0) == (outputs % 128 == 0));
+    auto mask = support::DeviceArray<std::uint8_t>::poisoned(extents[0] * extents[1]);
+    auto const matrix = [](auto& array, index_t m, index_t n) {
+      return TensorView<std::remove_pointer_t<decltype(array.data())>, 2, Cuda>(array.data(),
+                                                                                {m, n});
+    };
+    auto const bits = matrix(mask, extents[0], extents[1]);
+    linear_relu_forward(dev, matrix(y, rows, outputs), matrix(x_there, rows, inputs),
+                        matrix(w_there, outputs, inputs), bits);
+    linear_relu_backward(dev, matrix(dy, rows, outputs), matrix(dv, next, outputs),
+                         matrix(dz_there, rows, next), matrix(y, rows, outputs),
+                         matrix(v_there, next, outputs), bits);
+    dev.synchronize();
+
+    // A float sum of so many terms, of the order of one, and one rounding to the format.
+    auto const close = [](std::vector<double> const& actual, std::vector<double> const& truth,
+                          index_t terms, double rounding) {
+      double const sum_error = static_cast<double>((terms + 2) * terms) * 0x1p-23;
+      REQUIRE(actual.size() == truth.size());
+      int wrong = 0;
+      for (std::size_t i = 0; i < truth.size(); ++i) {
+        double const allowed = sum_error + rounding * (std::abs(truth[i]) + sum_error);
+        if (!(std::abs(actual[i] - truth[i]) <= allowed)) ++wrong;
+      }
+      CHECK(wrong == 0);
+    };
+    double const rounding = support::storage_rounding<T>;
+    auto const double_of_matrix = [](reference::Matrix<float> const& m) {
+      return reference::convert<double>(m);
+    };
+    auto truth = reference::linear(double_of_matrix(x), double_of_matrix(w));
+    for (double& t : truth.values) t = t > 0 ? t : 0;
+    auto const stored = double_of(y);
+    close(stored, truth.values, inputs, rounding);
+    auto before = multiply(double_of_matrix(dz), double_of_matrix(v));
+    int passed = 0;
+    for (std::size_t i = 0; i < stored.size(); ++i) {
+      if (stored[i] > 0) {
+        ++passed;
+      } else {
+        before.values[i] = 0;
+      }
+    }
+    close(double_of(dy), before.values, next, rounding);
+    CHECK(passed > 0);
+    CHECK(passed < rows * outputs);
+    // The weights' gradient takes what is stored.
+    reference::Matrix<double> hidden(rows, outputs);
+    hidden.values = stored;
+    auto const dv_values = dv.values();
+    close({dv_values.begin(), dv_values.end()},
+          multiply(transpose(double_of_matrix(dz)), hidden).values, 6 * rows, 0x1p-24);
   }
 }

@@ -48,12 +48,13 @@ namespace {
 template <class T, class D>
 using PrefixStore = emprl::nn::ParameterStore<Prefixes<T, D>, T, D>;
 
-/// A T5 with heads as wide as the kernels take and nothing else that is round.
+/// A T5 with heads as wide as the kernels take and little else that is round.
 Config small_config(bool gated) {
   Config c = support::small_config(gated);
   c.d_model = 20;
   c.d_kv = 32;
-  c.d_ff = 33;
+  // Of ReLU as wide as its mask is kept for.
+  c.d_ff = gated ? 33 : 128;
   return c;
 }
 

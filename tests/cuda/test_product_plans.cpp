@@ -1,13 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "emprl/cuda/product_plans.hpp"
 
+#include <algorithm>
 #include <cstdint>
+#include <map>
+#include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "emprl/cuda/context.cuh"
 #include "support/catch.hpp"
 
 using emprl::ConfigError;
+using emprl::index_t;
+using emprl::cuda::AlgorithmChoice;
+using emprl::cuda::product_bucket;
 using emprl::cuda::ProductAlgorithm;
 using emprl::cuda::ProductKey;
 using emprl::cuda::ProductPlans;
@@ -22,7 +30,154 @@ ProductPlans two_plans() {
   return plans;
 }
 
+/// Algorithm i of a library that is made of numbers.
+ProductAlgorithm algorithm(std::uint64_t i) {
+  return {i};
+}
+
+/// Algorithms 0, 1, ... in the order that the library prefers, with the time that each takes (none:
+/// it fails), and those that this shape refuses.
+struct FakeLibrary {
+  std::vector<std::optional<float>> times = {};
+  std::vector<ProductAlgorithm> refused = {};
+  int asked = 0, timed = 0;
+
+  std::vector<ProductAlgorithm> candidates(int most) {
+    ++asked;
+    std::vector<ProductAlgorithm> all;
+    for (std::size_t i = 0; i < times.size() && all.size() < static_cast<std::size_t>(most); ++i) {
+      all.push_back(algorithm(i));
+    }
+    return all;
+  }
+  bool accepts(ProductAlgorithm const& a) const {
+    return std::find(refused.begin(), refused.end(), a) == refused.end();
+  }
+  std::optional<float> milliseconds(ProductAlgorithm const& a) {
+    ++timed;
+    return times[a[0]];
+  }
+};
+
+static_assert(emprl::cuda::ProductLibrary<FakeLibrary>);
+
+/// y = x W^T of so many tokens.
+ProductKey of_tokens(index_t tokens) {
+  return {.m = tokens, .n = 768, .k = 3072, .a_stride = 3072, .b_stride = 3072, .c_stride = 768};
+}
+
 }  // namespace
+
+TEST_CASE("product plans: buckets are whole numbers, then four steps to the next power of two",
+          "[cuda][gemm]") {
+  for (index_t n = 0; n <= 8; ++n) CHECK(product_bucket(n) == n);
+  CHECK(product_bucket(9) == 10);
+  CHECK(product_bucket(16) == 16);
+  CHECK(product_bucket(17) == 20);
+  CHECK(product_bucket(4097) == 5120);
+  CHECK(product_bucket(5120) == 5120);
+  CHECK(product_bucket(index_t{1} << 40) == index_t{1} << 40);
+  index_t last = 0;
+  for (index_t n = 1; n < 20000; ++n) {
+    index_t const bucket = product_bucket(n);
+    bool const good = bucket >= n && bucket >= last && 4 * bucket <= 5 * n &&
+                      product_bucket(bucket) == bucket;
+    if (!good) FAIL("bucket " << bucket << " of " << n);
+    last = bucket;
+  }
+  // The widths of T5's layers, but for the widest, are buckets of their own.
+  for (index_t const n : {512, 768, 1024, 1536, 2048, 3072}) CHECK(product_bucket(n) == n);
+  auto const key = emprl::cuda::bucket_of({.m = 33, .k = 17, .b_stride = 100, .alignment = 48});
+  CHECK(key == ProductKey{.m = 40, .k = 20, .b_stride = 112, .alignment = 48});
+}
+
+TEST_CASE("product plans: the fastest candidate serves its bucket, and is timed once",
+          "[cuda][gemm]") {
+  ProductPlans plans;
+  FakeLibrary library{.times = {5.0f, std::nullopt, 2.0f, 3.0f}};
+  CHECK(plans.choose(of_tokens(1000), AlgorithmChoice::timed, library) == algorithm(2));
+  CHECK(library.timed == 4);
+  CHECK(plans.size() == 1);
+  // Others of the bucket, whatever they would take themselves.
+  library.times = {1.0f, 1.0f, 9.0f};
+  for (index_t const tokens : {897, 960, 1024, 1000}) {
+    CHECK(plans.choose(of_tokens(tokens), AlgorithmChoice::timed, library) == algorithm(2));
+  }
+  CHECK(library.timed == 4);
+  CHECK(library.asked == 1);
+  CHECK(plans.choose(of_tokens(1025), AlgorithmChoice::timed, library) == algorithm(0));
+  CHECK(plans.size() == 2);
+}
+
+TEST_CASE("product plans: a candidate must be clearly faster than one that the library prefers",
+          "[cuda][gemm]") {
+  ProductPlans plans;
+  FakeLibrary library{.times = {1.00f, 0.98f, 1.20f}};
+  CHECK(plans.choose(of_tokens(7), AlgorithmChoice::timed, library) == algorithm(0));
+  library.times = {1.00f, 0.90f, 0.88f};
+  CHECK(plans.choose(of_tokens(8), AlgorithmChoice::timed, library) == algorithm(1));
+  // What is alone need not be timed; more than eight are not asked for.
+  library = {.times = {std::nullopt}};
+  CHECK(plans.choose(of_tokens(9), AlgorithmChoice::timed, library) == algorithm(0));
+  CHECK(library.timed == 0);
+  library = {.times = std::vector<std::optional<float>>(20, 1.0f)};
+  plans.choose(of_tokens(11), AlgorithmChoice::timed, library);
+  CHECK(library.timed == 8);
+  library = {.times = {std::nullopt, std::nullopt}};
+  CHECK_THROWS_AS(plans.choose(of_tokens(100), AlgorithmChoice::timed, library), emprl::CudaError);
+}
+
+TEST_CASE(
+    "product plans: a shape that refuses its bucket's algorithm takes the library's favourite",
+    "[cuda][gemm]") {
+  ProductPlans plans;
+  FakeLibrary library{.times = {5.0f, 2.0f}};
+  CHECK(plans.choose(of_tokens(1000), AlgorithmChoice::timed, library) == algorithm(1));
+  FakeLibrary other{.times = {5.0f, 2.0f}, .refused = {algorithm(1)}};
+  CHECK(plans.choose(of_tokens(1001), AlgorithmChoice::timed, other) == algorithm(0));
+  CHECK(other.timed == 0);
+  // It keeps that, and the bucket its own.
+  CHECK(plans.choose(of_tokens(1001), AlgorithmChoice::timed, library) == algorithm(0));
+  CHECK(plans.choose(of_tokens(1002), AlgorithmChoice::timed, library) == algorithm(1));
+  CHECK(plans.size() == 1);
+}
+
+TEST_CASE("product plans: without timing nothing is measured or kept, and a list still holds",
+          "[cuda][gemm]") {
+  ProductPlans plans;
+  FakeLibrary library{.times = {5.0f, 2.0f}};
+  CHECK(plans.choose(of_tokens(1000), AlgorithmChoice::first, library) == algorithm(0));
+  CHECK(library.timed == 0);
+  CHECK(plans.size() == 0);
+  ProductPlans found;
+  found.choose(of_tokens(1001), AlgorithmChoice::timed, library);
+  plans.restore(found.text("here"), "here");
+  // Also for a shape that was met before.
+  CHECK(plans.choose(of_tokens(1000), AlgorithmChoice::first, library) == algorithm(1));
+}
+
+TEST_CASE("product plans: of ragged batches without end, every shape keeps its bucket's algorithm",
+          "[cuda][gemm]") {
+  ProductPlans plans;
+  FakeLibrary library{.times = {5.0f, 2.0f}};
+  std::map<index_t, ProductAlgorithm> taken;
+  for (index_t tokens = 1; tokens <= 20000; ++tokens) {
+    // Another is the fastest each time.
+    std::swap(library.times[0], library.times[1]);
+    auto const a = plans.choose(of_tokens(tokens), AlgorithmChoice::timed, library);
+    auto const [first, is_new] = taken.emplace(product_bucket(tokens), a);
+    if (a != first->second) FAIL(tokens << " tokens have left their bucket");
+  }
+  CHECK(plans.size() == taken.size());
+  CHECK(library.timed == 2 * static_cast<int>(taken.size()));
+  ProductPlans again;
+  again.restore(plans.text("here"), "here");
+  for (index_t tokens = 1; tokens <= 20000; tokens += 111) {
+    CHECK(again.choose(of_tokens(tokens), AlgorithmChoice::timed, library) ==
+          taken.at(product_bucket(tokens)));
+  }
+  CHECK(library.timed == 2 * static_cast<int>(taken.size()));
+}
 
 TEST_CASE("product plans: a shape is found by all of its numbers", "[cuda][gemm]") {
   auto const plans = two_plans();
@@ -70,4 +225,7 @@ TEST_CASE("product plans: a context lists its algorithms and takes them back", "
   second.products.restore(first.products.list());
   CHECK(second.products.list() == first.products.list());
   CHECK(second.products.plans.size() == 2);
+  CHECK(first.products.made_here(second.products.list()));
+  CHECK_FALSE(first.products.made_here(two_plans().text("another GPU")));
+  CHECK_THROWS_AS(first.products.made_here("something else"), ConfigError);
 }

@@ -8,12 +8,17 @@
 #include <algorithm>
 #include <cmath>
 #include <csignal>
+#include <cstdint>
+#include <filesystem>
 #include <functional>
+#include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "emprl/gen/beam_search.hpp"
+#include "emprl/io/file.hpp"
 #include "emprl/text/train_tokenizer.hpp"
 #include "emprl/train/cpu_engine.hpp"
 #include "emprl/train/cuda_engine.cuh"
@@ -447,4 +452,89 @@ TEST_CASE("engine: a run that was stopped on one device goes on on the other",
   // Another format is another run.
   train::CudaEngine<Bf16> half;
   CHECK_THROWS_WITH(fit(half), Catch::Matchers::ContainsSubstring("precision"));
+}
+
+TEST_CASE("engine: a checkpoint keeps the GPU's choice of algorithms for the run that goes on",
+          "[cuda][train][ppo][engine]") {
+  namespace test = on_engines;
+  emprl::test::TemporaryFolder const folder;
+  cuda::ProductKey const shape{.m = 40, .n = 16, .k = 24};
+  auto const engine_with = [&](std::uint64_t algorithm) {
+    auto gpu = std::make_unique<train::CudaEngine<float>>();
+    if (algorithm > 0) gpu->context().products.plans.insert(shape, {algorithm});
+    return gpu;
+  };
+  auto const found = [&](train::CudaEngine<float>& gpu) {
+    cuda::ProductAlgorithm const* const plan = gpu.context().products.plans.find(shape);
+    return plan == nullptr ? 0 : static_cast<int>((*plan)[0]);
+  };
+
+  SECTION("of supervised training") {
+    train::Generator<float> const start = test::generator();
+    text::EncodedPairs const set = test::encoded(start);
+    auto const fit = [&](train::Engine& engine) {
+      train::Generator<float> g = test::generator();
+      train::FitOptions options = test::fit_options(1);
+      options.checkpoint = folder / "checkpoint";
+      train::fit_sequences(engine, g, set, set, {}, options);
+      return std::vector<float>(g.weights.span().begin(), g.weights.span().end());
+    };
+    auto const made = fit(*engine_with(7));
+    auto const file = folder / "checkpoint" / train::products_file;
+    auto const fresh = engine_with(0);
+    CHECK(fit(*fresh) == made);
+    CHECK(found(*fresh) == 7);
+    auto const other = engine_with(5);
+    CHECK(fit(*other) == made);
+    CHECK(found(*other) == 7);
+    // Of another GPU: set aside. Of nothing at all: the file is named. Of an earlier version: none.
+    io::write_file_atomically(file, std::string_view("products for another GPU\n"));
+    auto const elsewhere = engine_with(5);
+    CHECK(fit(*elsewhere) == made);
+    CHECK(found(*elsewhere) == 5);
+    io::write_file_atomically(file, std::string_view("nothing of the kind"));
+    CHECK_THROWS_WITH(fit(*engine_with(0)), Catch::Matchers::ContainsSubstring(file.string()));
+    CHECK_THROWS_AS(fit(*engine_with(0)), IoError);
+    std::filesystem::remove(file);
+    auto const later = engine_with(0);
+    CHECK(fit(*later) == made);
+    CHECK(found(*later) == 0);
+  }
+
+  SECTION("of PPO, and not beyond a part of the run on the CPU") {
+    std::vector<data::Pair> const pairs = test::dialogues();
+    train::AlignSettings settings = test::align_settings(3);
+    settings.checkpoint = folder / "checkpoint";
+    settings.save_every = 1;
+    settings.keep_last = 3;
+    auto const align = [&](train::Engine& engine, bool stop) {
+      train::Generator<float> g = test::generator();
+      train::InterruptGuard const guard;
+      index_t done = 0;
+      try {
+        done = train::align(engine, g, test::likes_e, pairs, settings, nullptr,
+                            [&](rl::PpoStats const&) {
+                              if (stop) std::raise(SIGINT);
+                            });
+      } catch (train::Interrupted const&) {
+        train::clear_interrupt();
+      }
+      return done;
+    };
+    auto const has_products = [&](char const* step) {
+      return std::filesystem::exists(folder / "checkpoint" / step / train::products_file);
+    };
+    align(*engine_with(7), true);
+    CHECK(has_products("step-000001"));
+    auto const second = engine_with(0);
+    align(*second, true);
+    CHECK(found(*second) == 7);
+    CHECK(has_products("step-000002"));
+    train::CpuEngine cpu(2);
+    CHECK(align(cpu, false) == 3);
+    CHECK_FALSE(has_products("step-000003"));
+    auto const third = engine_with(0);
+    CHECK(align(*third, false) == 3);
+    CHECK(found(*third) == 0);
+  }
 }

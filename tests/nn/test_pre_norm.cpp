@@ -32,15 +32,14 @@ TEMPLATE_TEST_CASE("nn::PreNorm: keeps the layer contract around a linear layer"
   test.parameters = memory.list();
   test.inference = [&](Cpu& dev, auto const& batch, TensorView<T, 2, Cpu> y) {
     emprl::copy<T>(dev, y, batch.x);
-    norm.inference(dev, p, y, [&](In<T, 2, Cpu> n, TensorView<T, 2, Cpu> out) {
-      inner.inference(dev, inner_p, n, out);
+    norm.inference(dev, p, y, [&](auto n, auto residual, auto out) {
+      inner.inference(dev, inner_p, n, out, residual);
     });
   };
   test.forward = [&](Cpu& dev, auto const& batch, TensorView<T, 2, Cpu> y, auto& sites) {
-    norm.forward(dev, p, batch.x, y, context, sites,
-                 [&](In<T, 2, Cpu> n, TensorView<T, 2, Cpu> out) {
-                   inner.forward(dev, inner_p, n, out, inner_context);
-                 });
+    norm.forward(dev, p, batch.x, y, context, sites, [&](auto n, auto residual, auto out) {
+      inner.forward(dev, inner_p, n, out, inner_context, residual);
+    });
   };
   test.backward = [&](Cpu& dev, auto dy, TensorView<T, 2, Cpu> dx) {
     emprl::copy<T>(dev, dx, dy);

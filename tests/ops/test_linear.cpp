@@ -73,6 +73,57 @@ TEMPLATE_TEST_CASE("linear: backward overwrites dx and adds to parameter gradien
   }
 }
 
+TEMPLATE_TEST_CASE("linear: a residual is added beside the result and in place",
+                   "[ops][linear][unit]", float, double) {
+  using T = TestType;
+  Cpu dev(2);
+  for (index_t const n : {1, 33}) {
+    auto const x = random_matrix<T>(n, 33, 1);
+    auto const w = random_matrix<T>(31, 33, 2);
+    auto const b = random_values<T>(31, 3);
+    auto const r = random_matrix<T>(n, 31, 4);
+    auto const added = [&](auto y) {
+      for (std::size_t i = 0; i < y.values.size(); ++i) {
+        y.values[i] += static_cast<typename decltype(y.values)::value_type>(r.values[i]);
+      }
+      return y.values;
+    };
+    auto const plain = added(reference::linear(x, w, b));
+    auto const truth =
+        added(reference::linear(reference::convert<double>(x), reference::convert<double>(w),
+                                reference::convert<double>(b)));
+    auto y = support::poisoned<T, 2>({n, 31});
+    auto const residual = to_tensor(r);
+    Tensor<T, 1, Cpu> const bias = to_tensor(b);
+    emprl::linear_forward<T>(dev, y.view(), to_tensor(x), to_tensor(w), bias, residual);
+    support::check_two_times("y", values(y), plain, truth);
+    CHECK(values(residual) == r.values);
+    emprl::linear_forward<T>(dev, residual.view(), to_tensor(x), to_tensor(w), bias, residual);
+    CHECK(values(residual) == values(y));
+  }
+}
+
+TEST_CASE("linear: a ReLU beside it is the ReLU after it, and so is its gradient",
+          "[ops][linear][unit]") {
+  Cpu dev(2);
+  auto const x = to_tensor(random_matrix<float>(33, 17, 1));
+  auto const w = to_tensor(random_matrix<float>(31, 17, 2));
+  auto const out = to_tensor(random_matrix<float>(5, 31, 3));
+  auto const dy = to_tensor(random_matrix<float>(33, 5, 4));
+  Tensor<float, 2, Cpu> apart({33, 31}), together({33, 31});
+  emprl::linear_forward<float>(dev, apart.view(), x, w);
+  emprl::relu_forward<float>(dev, apart.view(), apart);
+  emprl::linear_relu_forward<float>(dev, together.view(), x, w);
+  CHECK(values(together) == values(apart));
+  Tensor<float, 2, Cpu> dx({33, 31}), dx_together({33, 31});
+  Tensor<float, 2, Cpu> dw({5, 31}, 0.0f), dw_together({5, 31}, 0.0f);
+  emprl::linear_backward<float>(dev, dx.view(), dw, {}, dy, apart, out);
+  emprl::relu_backward<float>(dev, dx.view(), dx, apart);
+  emprl::linear_relu_backward<float>(dev, dx_together.view(), dw_together, dy, apart, out);
+  CHECK(values(dx_together) == values(dx));
+  CHECK(values(dw_together) == values(dw));
+}
+
 TEST_CASE("linear: gradients that are not asked for are not computed", "[ops][linear][unit]") {
   Cpu dev;
   auto const x = to_tensor(random_matrix<float>(3, 5, 1));

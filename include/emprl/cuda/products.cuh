@@ -21,10 +21,6 @@ namespace emprl::cuda {
 /// the operands to 10 bits of fraction first, which tensor cores multiply several times as fast.
 enum class Float32Products { exact, tf32 };
 
-/// How the algorithm for a new shape is found: `timed` tries the candidates of cuBLASLt's heuristic
-/// once and waits for the GPU; `first` takes the heuristic's favourite.
-enum class AlgorithmChoice { timed, first };
-
 #if defined(__CUDACC__)
 
 /// @throws CudaError with cuBLASLt's own words if `status` is an error
@@ -52,6 +48,12 @@ class Products {
   /// The algorithms found so far, as lines of text. @see ProductPlans::text
   /// @throws CudaError
   std::string list() const { return plans.text(environment()); }
+
+  /// Whether a list was made with this cuBLASLt on this kind of GPU.
+  /// @throws ConfigError if it is none; CudaError
+  bool made_here(std::string_view text) const {
+    return ProductPlans::place_of(text) == environment();
+  }
 
   /// Takes over the algorithms of a list.
   /// @throws ConfigError if it was made with another cuBLASLt or another kind of GPU, or is damaged

@@ -92,17 +92,16 @@ class Identifier {
     auto const target = t5::tokens_of(dev, dev.scratch, responses);
     auto memory = dev.scratch.template allocate<T, 2>({contexts.tokens(), config_.d_model});
     auto states = dev.scratch.template allocate<T, 2>({responses.tokens(), config_.d_model});
-    auto attended = dev.scratch.template allocate<T, 2>(states.extents());
     auto pooled = dev.scratch.template allocate<T, 2>({responses.rows(), config_.d_model});
     auto hidden = dev.scratch.template allocate<T, 2>({responses.rows(), config_.d_model / 2});
     encoder_.inference(dev, p.context_encoder, source, {}, memory);
     encoder_.inference(dev, p.response_encoder, target, {}, states);
+    // In place: the queries are read before what they find is added.
     attention_.inference(
         dev, p.attention,
         {memory, target.offsets, source.offsets, {}, target.longest, source.longest}, states,
-        attended);
-    add(dev, attended, states);
-    segment_mean_forward(dev, pooled, attended, target.offsets);
+        states, states);
+    segment_mean_forward(dev, pooled, states, target.offsets);
     linear_forward(dev, hidden, pooled, p.hidden.weight, p.hidden.bias);
     tanh_forward(dev, hidden, hidden);
     linear_forward(dev, logits, hidden, p.output.weight, p.output.bias);
@@ -129,14 +128,18 @@ class Identifier {
                      sites);
     // The identifier's dropout falls on what attention adds, not on its probabilities.
     DropoutSites none;
+    bool const drops = sites.active();
     auto attended = saved(responses.tokens(), config_.d_model);
     attention_.forward(
         dev, p.attention,
         {context.memory, target.offsets, source.offsets, {}, target.longest, source.longest},
-        context.states, attended, context.attention, none);
+        context.states, attended, context.attention, none,
+        drops ? In<T, 2, D>() : In<T, 2, D>(context.states));
     context.attention_dropout = sites.next();
-    dropout_apply(dev, attended, context.attention_dropout);
-    add(dev, attended, context.states);
+    if (drops) {
+      dropout_apply(dev, attended, context.attention_dropout);
+      add(dev, attended, context.states);
+    }
     segment_mean_forward(dev, context.pooled, attended, target.offsets);
     linear_forward(dev, context.activated, context.pooled, p.hidden.weight, p.hidden.bias);
     tanh_forward(dev, context.activated, context.activated);
@@ -154,7 +157,6 @@ class Identifier {
     auto dhidden = dev.scratch.template allocate<T, 2>(context.activated.extents());
     auto dpooled = dev.scratch.template allocate<T, 2>(context.pooled.extents());
     auto dstates = dev.scratch.template allocate<T, 2>(context.states.extents());
-    auto dattended = dev.scratch.template allocate<T, 2>(context.states.extents());
     auto dquery = dev.scratch.template allocate<T, 2>(context.states.extents());
     auto dmemory = dev.scratch.template allocate<T, 2>(context.memory.extents());
     linear_backward(dev, dhidden, grads.output.weight, grads.output.bias, dlogits, context.dropped,
@@ -164,8 +166,13 @@ class Identifier {
     linear_backward(dev, dpooled, grads.hidden.weight, grads.hidden.bias, dhidden, context.pooled,
                     p.hidden.weight);
     segment_mean_backward(dev, dstates, dpooled, context.response_offsets);
-    copy(dev, dattended, dstates);
-    dropout_apply(dev, dattended, context.attention_dropout);
+    In<T, 2, D> dattended = dstates;
+    if (context.attention_dropout.active()) {
+      auto const dropped = dev.scratch.template allocate<T, 2>(dstates.extents());
+      copy(dev, dropped, dstates);
+      dropout_apply(dev, dropped, context.attention_dropout);
+      dattended = dropped;
+    }
     clear(dev, dmemory);
     attention_.backward(dev, p.attention, grads.attention, dattended, dquery, dmemory,
                         context.attention, {});

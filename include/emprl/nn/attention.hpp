@@ -74,7 +74,8 @@ AttentionInputs<T, D> attention_inputs(In<T, 2, D> q, In<T, 2, D> k, In<T, 2, D>
 
 }  // namespace detail
 
-/// y = W_o attention(W_q x, W_k x, W_v x).      N rows, C model, H heads of width Dh.
+/// y = W_o attention(W_q x, W_k x, W_v x).      N rows, C model, H heads of width Dh. A residual
+/// that is given, which may be y, is added to y.
 template <Element T, Device D>
 class SelfAttention {
  public:
@@ -101,24 +102,26 @@ class SelfAttention {
     lora_.inference(dev, p.lora_v, x, qkv.columns(2 * width, 3 * width));
   }
 
-  /// y (N, C) = W_o mixed.
-  void project_out(D& dev, Params const& p, In<T, 2, D> mixed, TensorView<T, 2, D> y) const {
-    linear_forward(dev, y, mixed, p.o);
+  /// y (N, C) = residual + W_o mixed.
+  void project_out(D& dev, Params const& p, In<T, 2, D> mixed, TensorView<T, 2, D> y,
+                   In<T, 2, D> residual = {}) const {
+    linear_forward(dev, y, mixed, p.o, {}, residual);
     lora_.inference(dev, p.lora_o, mixed, y);
   }
 
   void inference(D& dev, Params const& p, SelfAttentionInputs<T, D> const& inputs, In<T, 2, D> x,
-                 TensorView<T, 2, D> y) const {
+                 TensorView<T, 2, D> y, In<T, 2, D> residual = {}) const {
     ArenaScope scope(dev.scratch);
     auto qkv = dev.scratch.template allocate<T, 2>({x.extent(0), 3 * p.q.extent(0)});
     auto mixed = dev.scratch.template allocate<T, 2>({x.extent(0), p.q.extent(0)});
     project(dev, p, x, qkv);
     attention_forward(dev, mixed, {}, op_inputs(inputs, qkv, {}));
-    project_out(dev, p, mixed, y);
+    project_out(dev, p, mixed, y, residual);
   }
 
   void forward(D& dev, Params const& p, SelfAttentionInputs<T, D> const& inputs, In<T, 2, D> x,
-               TensorView<T, 2, D> y, Context& context, DropoutSites& sites) const {
+               TensorView<T, 2, D> y, Context& context, DropoutSites& sites,
+               In<T, 2, D> residual = {}) const {
     index_t const width = p.q.extent(0);
     context.x = x;
     context.inputs = inputs;
@@ -133,7 +136,7 @@ class SelfAttention {
                   sites);
     attention_forward(dev, context.mixed, context.lse,
                       op_inputs(inputs, context.qkv, context.dropout));
-    linear_forward(dev, y, context.mixed, p.o);
+    linear_forward(dev, y, context.mixed, p.o, {}, residual);
     lora_.forward(dev, p.lora_o, context.mixed, y, context.lora_o, sites);
   }
 
@@ -187,7 +190,7 @@ class SelfAttention {
 };
 
 /// y = W_o attention(W_q x, W_k memory, W_v memory) (+ biases).      Nq, Nk rows, C model, H heads
-/// of width Dh.
+/// of width Dh. A residual that is given, which may be y, is added to y.
 template <Element T, Device D>
 class CrossAttention {
  public:
@@ -221,14 +224,15 @@ class CrossAttention {
     lora_.inference(dev, p.lora_q, x, q);
   }
 
-  /// y (Nq, C) = W_o mixed (+ bias).
-  void project_out(D& dev, Params const& p, In<T, 2, D> mixed, TensorView<T, 2, D> y) const {
-    linear_forward(dev, y, mixed, p.o, p.o_bias);
+  /// y (Nq, C) = residual + W_o mixed (+ bias).
+  void project_out(D& dev, Params const& p, In<T, 2, D> mixed, TensorView<T, 2, D> y,
+                   In<T, 2, D> residual = {}) const {
+    linear_forward(dev, y, mixed, p.o, p.o_bias, residual);
     lora_.inference(dev, p.lora_o, mixed, y);
   }
 
   void inference(D& dev, Params const& p, CrossAttentionInputs<T, D> const& inputs, In<T, 2, D> x,
-                 TensorView<T, 2, D> y) const {
+                 TensorView<T, 2, D> y, In<T, 2, D> residual = {}) const {
     ArenaScope scope(dev.scratch);
     index_t const width = p.q.extent(0);
     auto q = dev.scratch.template allocate<T, 2>({x.extent(0), width});
@@ -237,11 +241,12 @@ class CrossAttention {
     project_queries(dev, p, x, q);
     project_memory(dev, p, inputs.memory, kv);
     attention_forward(dev, mixed, {}, op_inputs(inputs, q, kv, {}));
-    project_out(dev, p, mixed, y);
+    project_out(dev, p, mixed, y, residual);
   }
 
   void forward(D& dev, Params const& p, CrossAttentionInputs<T, D> const& inputs, In<T, 2, D> x,
-               TensorView<T, 2, D> y, Context& context, DropoutSites& sites) const {
+               TensorView<T, 2, D> y, Context& context, DropoutSites& sites,
+               In<T, 2, D> residual = {}) const {
     index_t const width = p.q.extent(0);
     context.x = x;
     context.inputs = inputs;
@@ -259,7 +264,7 @@ class CrossAttention {
                   context.lora_v, sites);
     attention_forward(dev, context.mixed, context.lse,
                       op_inputs(inputs, context.q, context.kv, context.dropout));
-    linear_forward(dev, y, context.mixed, p.o, p.o_bias);
+    linear_forward(dev, y, context.mixed, p.o, p.o_bias, residual);
     lora_.forward(dev, p.lora_o, context.mixed, y, context.lora_o, sites);
   }
 

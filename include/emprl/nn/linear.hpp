@@ -30,13 +30,15 @@ class Linear {
     TensorView<T const, 2, D> x;  // (N, I), borrowed: must live until backward
   };
 
-  void inference(D& dev, Params const& p, In<T, 2, D> x, TensorView<T, 2, D> y) const {
-    linear_forward(dev, y, x, p.weight, p.bias);
+  /// y = residual + W x + b, the residual empty for none.
+  void inference(D& dev, Params const& p, In<T, 2, D> x, TensorView<T, 2, D> y,
+                 In<T, 2, D> residual = {}) const {
+    linear_forward(dev, y, x, p.weight, p.bias, residual);
   }
-  void forward(D& dev, Params const& p, In<T, 2, D> x, TensorView<T, 2, D> y,
-               Context& context) const {
+  void forward(D& dev, Params const& p, In<T, 2, D> x, TensorView<T, 2, D> y, Context& context,
+               In<T, 2, D> residual = {}) const {
     context.x = x;
-    inference(dev, p, x, y);
+    inference(dev, p, x, y, residual);
   }
   /// grads += ; dx = (empty: not needed).
   void backward(D& dev, Params const& p, Gradients const& grads, In<T, 2, D> dy,

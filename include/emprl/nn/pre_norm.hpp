@@ -12,7 +12,8 @@
 namespace emprl::nn {
 
 /// The residual branch around a sub-layer that its caller supplies as a function of (normalised
-/// input, output).
+/// input, residual, output), output = residual + f(normalised input): the last product of a
+/// sub-layer adds as it writes. The residual may be the output itself, or empty, which is nothing.
 template <Element T, Device D>
 class PreNorm {
  public:
@@ -36,10 +37,8 @@ class PreNorm {
   void inference(D& dev, Params const& p, TensorView<T, 2, D> x, F&& f) const {
     ArenaScope scope(dev.scratch);
     auto normed = dev.scratch.template allocate<T, 2>(x.extents());
-    auto branch = dev.scratch.template allocate<T, 2>(x.extents());
     rms_norm_forward(dev, normed, {}, x, p.weight, eps_);
-    f(In<T, 2, D>(normed), branch);
-    add(dev, x, branch);
+    f(In<T, 2, D>(normed), In<T, 2, D>(x), x);
   }
 
   /// y = x + dropout(f(rms_norm(x))); y (N, C) may not alias x.
@@ -50,10 +49,14 @@ class PreNorm {
     context.normed = dev.saved.template allocate<T, 2>(x.extents());
     context.rstd = dev.saved.template allocate<Accumulator<T>, 1>({x.extent(0)});
     rms_norm_forward(dev, context.normed, context.rstd, x, p.weight, eps_);
-    f(In<T, 2, D>(context.normed), y);
+    // What is dropped must be apart from x.
+    bool const drops = sites.active();
+    f(In<T, 2, D>(context.normed), drops ? In<T, 2, D>() : x, y);
     context.dropout = sites.next();
-    dropout_apply(dev, y, context.dropout);
-    add(dev, y, x);
+    if (drops) {
+      dropout_apply(dev, y, context.dropout);
+      add(dev, y, x);
+    }
   }
 
   /// On entry dx holds dy; on return the gradient of x. f_backward(dbranch, dnormed) writes
@@ -62,11 +65,15 @@ class PreNorm {
   void backward(D& dev, Params const& p, Gradients const& grads, TensorView<T, 2, D> dx,
                 Context const& context, F&& f_backward) const {
     ArenaScope scope(dev.scratch);
-    auto dbranch = dev.scratch.template allocate<T, 2>(dx.extents());
+    In<T, 2, D> dbranch = dx;
+    if (context.dropout.active()) {
+      auto const dropped = dev.scratch.template allocate<T, 2>(dx.extents());
+      copy(dev, dropped, dx);
+      dropout_apply(dev, dropped, context.dropout);
+      dbranch = dropped;
+    }
     auto dnormed = dev.scratch.template allocate<T, 2>(dx.extents());
-    copy(dev, dbranch, dx);
-    dropout_apply(dev, dbranch, context.dropout);
-    f_backward(In<T, 2, D>(dbranch), dnormed);
+    f_backward(dbranch, dnormed);
     rms_norm_backward(dev, dx, grads.weight, dnormed, context.x, p.weight, context.rstd,
                       Write::accumulate);
   }

@@ -50,6 +50,9 @@ class DropoutSites {
     return key;
   }
 
+  /// Whether anything of the model is dropped, adapters apart.
+  bool active() const { return next_.active(); }
+
   /// The site of an adapter with that number, below 2^20.
   DropoutKey adapter(std::uint32_t number) const {
     return {adapter_probability_, next_.seed, next_.step, number + (std::uint32_t{1} << 20)};

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "emprl/core/half.hpp"
 #include "emprl/core/scalar.hpp"
@@ -35,13 +36,14 @@ namespace detail {
 /// What happens to a product before it is written.
 enum class Epilogue { none, bias, relu, relu_bias, relu_backward };
 
-/// c = epilogue(alpha op(a) op(b) + beta c). T operands, R result.
+/// c = epilogue(alpha op(a) op(b) + beta added). T operands, R result.
 template <CudaElement T, CudaElement R>
 struct Product {
   Trans ta = Trans::no, tb = Trans::no;
   float alpha = 1, beta = 0;
   TensorView<T const, 2, Cuda> a, b;
   TensorView<R, 2, Cuda> c;
+  TensorView<R const, 2, Cuda> added = c;  // not read if beta is 0
   Epilogue epilogue = Epilogue::none;
   T const* bias = nullptr;
   TensorView<std::uint8_t, 2, Cuda> mask = {};
@@ -49,6 +51,7 @@ struct Product {
   index_t m() const { return c.extent(0); }
   index_t n() const { return c.extent(1); }
   index_t k() const { return ta == Trans::no ? a.extent(1) : a.extent(0); }
+  bool in_place() const { return beta != 0 && added.data() == c.data(); }
 };
 
 #if defined(__CUDACC__)
@@ -56,7 +59,7 @@ struct Product {
 template <CudaElement T>
 inline constexpr cudaDataType_t product_type = std::same_as<T, float> ? CUDA_R_32F : CUDA_R_16BF;
 
-/// A product in cuBLASLt's words.
+/// A product in cuBLASLt's words, and the ways to take it: a cuda::ProductLibrary.
 template <CudaElement T, CudaElement R>
 class LtProduct {
  public:
@@ -79,29 +82,107 @@ class LtProduct {
     lay_out(a_, p.a);
     lay_out(b_, p.b);
     lay_out(c_, p.c);
-    key_ = {.m = p.m(),
-            .n = p.n(),
-            .k = p.k(),
-            .a_stride = p.a.stride(0),
-            .b_stride = p.b.stride(0),
-            .c_stride = p.c.stride(0),
-            .a_transposed = p.ta == Trans::yes,
-            .b_transposed = p.tb == Trans::yes,
-            .operand = product_type<T>,
-            .result = product_type<R>,
-            .arithmetic = arithmetic,
-            .accumulate = p.beta != 0,
-            .epilogue = epilogue,
-            .alignment = std::min({alignment(p.a), alignment(p.b), alignment(p.c)})};
+    lay_out(added_, p.added);
+    key_ = {
+        .m = p.m(),
+        .n = p.n(),
+        .k = p.k(),
+        .a_stride = p.a.stride(0),
+        .b_stride = p.b.stride(0),
+        .c_stride = p.c.stride(0),
+        .a_transposed = p.ta == Trans::yes,
+        .b_transposed = p.tb == Trans::yes,
+        .operand = product_type<T>,
+        .result = product_type<R>,
+        .arithmetic = arithmetic,
+        .accumulate = p.beta != 0,
+        .epilogue = epilogue,
+        .alignment = std::min({alignment(p.a), alignment(p.b), alignment(p.c), alignment(p.added)}),
+        .bias_alignment = p.bias == nullptr ? 0 : alignment(address(p.bias))};
   }
 
   void run() {
-    cuda::ProductAlgorithm const* plan = dev_.products.plans.find(key_);
-    if (plan == nullptr) {
-      dev_.products.plans.insert(key_, choose());
-      plan = dev_.products.plans.find(key_);
+    cuda::Products& products = dev_.products;
+    cuda::cublas_try(multiply(products.plans.choose(key_, products.choice, *this), p_.c.data()),
+                     "gemm " + shape());
+  }
+
+  /// What the heuristic proposes, its favourite first.
+  std::vector<cuda::ProductAlgorithm> candidates(int most) {
+    cublasLtMatmulPreferenceOpaque_t preference;
+    cuda::cublas_try(cublasLtMatmulPreferenceInit(&preference), "gemm");
+    auto const prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
+      cuda::cublas_try(
+          cublasLtMatmulPreferenceSetAttribute(&preference, attribute, &value, sizeof value),
+          "gemm");
+    };
+    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, cuda::Products::workspace_bytes);
+    // A sum split along k is put together in float and in a fixed order, or not split.
+    prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+           std::uint32_t{CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE});
+    for (auto const attribute :
+         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+          CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
+      prefer(attribute, static_cast<std::uint32_t>(key_.alignment));
     }
-    cuda::cublas_try(multiply(*plan, p_.c.data()), "gemm " + shape());
+    std::vector<cublasLtMatmulHeuristicResult_t> found(static_cast<std::size_t>(most));
+    int count = 0;
+    cuda::cublas_try(
+        cublasLtMatmulAlgoGetHeuristic(dev_.products.handle(), &operation_, &b_, &a_, &added_, &c_,
+                                       &preference, most, found.data(), &count),
+        "gemm: cuBLASLt has no algorithm for " + shape());
+    if (count == 0) throw CudaError("gemm: cuBLASLt has no algorithm for " + shape());
+    std::vector<cuda::ProductAlgorithm> algorithms(static_cast<std::size_t>(count));
+    for (std::size_t i = 0; i < algorithms.size(); ++i) {
+      std::copy(std::begin(found[i].algo.data), std::end(found[i].algo.data),
+                algorithms[i].begin());
+    }
+    return algorithms;
+  }
+
+  /// Whether this product can be taken by an algorithm that was found for another shape.
+  bool accepts(cuda::ProductAlgorithm const& algorithm) {
+    cublasLtMatmulAlgo_t const lt = lt_algorithm(algorithm);
+    cublasLtMatmulHeuristicResult_t result;
+    return cublasLtMatmulAlgoCheck(dev_.products.handle(), &operation_, &b_, &a_, &added_, &c_, &lt,
+                                   &result) == CUBLAS_STATUS_SUCCESS &&
+           result.workspaceSize <= cuda::Products::workspace_bytes;
+  }
+
+  /// The time of a few products one after the other; none if the algorithm refuses.
+  /// @throws CudaError while a graph is captured
+  std::optional<float> milliseconds(cuda::ProductAlgorithm const& algorithm) {
+    cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+    cuda::cuda_try(cudaStreamIsCapturing(dev_.stream, &capturing), "gemm");
+    if (capturing != cudaStreamCaptureStatusNone) {
+      throw CudaError("gemm: " + shape() +
+                      " is a new shape, and algorithms cannot be timed while a graph is captured; "
+                      "run the pass once before, or restore a list of algorithms");
+    }
+    // Where c is read, trials write elsewhere.
+    ArenaScope scope(dev_.scratch);
+    R* to = p_.c.data();
+    if (p_.in_place()) {
+      to = dev_.scratch.template allocate<R, 1>({(p_.m() - 1) * p_.c.stride(0) + p_.n()}).data();
+    }
+    struct Event {
+      cudaEvent_t event = nullptr;
+      Event() { cuda::cuda_try(cudaEventCreate(&event), "gemm: timing"); }
+      ~Event() { static_cast<void>(cudaEventDestroy(event)); }
+      Event(Event const&) = delete;
+      Event& operator=(Event const&) = delete;
+    };
+    Event begin, end;
+    constexpr int warm_up = 1, repeats = 3;
+    for (int i = 0; i < warm_up + repeats; ++i) {
+      if (i == warm_up) cuda::cuda_try(cudaEventRecord(begin.event, dev_.stream), "gemm: timing");
+      if (multiply(algorithm, to) != CUBLAS_STATUS_SUCCESS) return {};
+    }
+    cuda::cuda_try(cudaEventRecord(end.event, dev_.stream), "gemm: timing");
+    cuda::cuda_try(cudaEventSynchronize(end.event), "gemm: timing");
+    float time = 0;
+    cuda::cuda_try(cudaEventElapsedTime(&time, begin.event, end.event), "gemm: timing");
+    return time;
   }
 
  private:
@@ -121,12 +202,18 @@ class LtProduct {
                      "gemm");
   }
 
-  /// The largest power of two, up to 256 bytes, that divides the address of every row.
+  static std::uintptr_t address(void const* p) { return reinterpret_cast<std::uintptr_t>(p); }
+
+  /// The largest power of two, up to 256, that divides a number.
+  static index_t alignment(std::uintptr_t bytes) {
+    std::uintptr_t const bits = bytes | 256u;
+    return static_cast<index_t>(bits & (~bits + 1));
+  }
+
+  /// The same of the address of every row.
   template <class V>
   static index_t alignment(TensorView<V, 2, Cuda> x) {
-    auto const bits = reinterpret_cast<std::uintptr_t>(x.data()) |
-                      static_cast<std::uintptr_t>(x.stride(0)) * sizeof(V) | 256u;
-    return static_cast<index_t>(bits & (~bits + 1));
+    return alignment(address(x.data()) | static_cast<std::uintptr_t>(x.stride(0)) * sizeof(V));
   }
 
   cublasLtEpilogue_t lt_epilogue() const {
@@ -151,101 +238,25 @@ class LtProduct {
            std::to_string(key_.k) + ", " + std::to_string(key_.n) + ")";
   }
 
-  cublasStatus_t multiply(cuda::ProductAlgorithm const& algorithm, R* to) {
+  static cublasLtMatmulAlgo_t lt_algorithm(cuda::ProductAlgorithm const& algorithm) {
     cublasLtMatmulAlgo_t lt;
     static_assert(sizeof lt.data == sizeof algorithm);
     std::copy(algorithm.begin(), algorithm.end(), lt.data);
+    return lt;
+  }
+
+  cublasStatus_t multiply(cuda::ProductAlgorithm const& algorithm, R* to) {
+    cublasLtMatmulAlgo_t const lt = lt_algorithm(algorithm);
     cuda::Products& products = dev_.products;
     return cublasLtMatmul(products.handle(), &operation_, &p_.alpha, p_.b.data(), &b_, p_.a.data(),
-                          &a_, &p_.beta, p_.c.data(), &c_, to, &c_, &lt, products.workspace(),
-                          cuda::Products::workspace_bytes, dev_.stream);
-  }
-
-  /// The fastest of the algorithms that the heuristic proposes, or its first.
-  cuda::ProductAlgorithm choose() {
-    cublasLtMatmulPreferenceOpaque_t preference;
-    cuda::cublas_try(cublasLtMatmulPreferenceInit(&preference), "gemm");
-    auto const prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
-      cuda::cublas_try(
-          cublasLtMatmulPreferenceSetAttribute(&preference, attribute, &value, sizeof value),
-          "gemm");
-    };
-    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, cuda::Products::workspace_bytes);
-    // A sum split along k is put together in float and in a fixed order, or not split.
-    prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-           std::uint32_t{CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE});
-    for (auto const attribute :
-         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-          CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
-      prefer(attribute, static_cast<std::uint32_t>(key_.alignment));
-    }
-    constexpr int most = 16;
-    cublasLtMatmulHeuristicResult_t found[most];
-    int count = 0;
-    cuda::cublas_try(cublasLtMatmulAlgoGetHeuristic(dev_.products.handle(), &operation_, &b_, &a_,
-                                                    &c_, &c_, &preference, most, found, &count),
-                     "gemm: cuBLASLt has no algorithm for " + shape());
-    if (count == 0) throw CudaError("gemm: cuBLASLt has no algorithm for " + shape());
-    auto const bits = [&](int i) {
-      cuda::ProductAlgorithm algorithm;
-      std::copy(std::begin(found[i].algo.data), std::end(found[i].algo.data), algorithm.begin());
-      return algorithm;
-    };
-    if (count == 1 || dev_.products.choice == cuda::AlgorithmChoice::first) return bits(0);
-
-    cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
-    cuda::cuda_try(cudaStreamIsCapturing(dev_.stream, &capturing), "gemm");
-    if (capturing != cudaStreamCaptureStatusNone) {
-      throw CudaError("gemm: " + shape() +
-                      " is a new shape, and algorithms cannot be timed while a graph is captured; "
-                      "run the pass once before, or restore a list of algorithms");
-    }
-    // Where c is read, trials write elsewhere.
-    ArenaScope scope(dev_.scratch);
-    R* to = p_.c.data();
-    if (p_.beta != 0) {
-      to = dev_.scratch.template allocate<R, 1>({(p_.m() - 1) * p_.c.stride(0) + p_.n()}).data();
-    }
-    int best = -1;
-    float least = 0;
-    for (int i = 0; i < count; ++i) {
-      std::optional<float> const time = milliseconds(bits(i), to);
-      if (time && (best < 0 || *time < least)) {
-        best = i;
-        least = *time;
-      }
-    }
-    if (best < 0)
-      throw CudaError("gemm: every algorithm that cuBLASLt proposes for " + shape() + " fails");
-    return bits(best);
-  }
-
-  /// The time of a few products one after the other; none if the algorithm refuses.
-  std::optional<float> milliseconds(cuda::ProductAlgorithm const& algorithm, R* to) {
-    struct Event {
-      cudaEvent_t event = nullptr;
-      Event() { cuda::cuda_try(cudaEventCreate(&event), "gemm: timing"); }
-      ~Event() { static_cast<void>(cudaEventDestroy(event)); }
-      Event(Event const&) = delete;
-      Event& operator=(Event const&) = delete;
-    };
-    Event begin, end;
-    constexpr int warm_up = 2, repeats = 5;
-    for (int i = 0; i < warm_up + repeats; ++i) {
-      if (i == warm_up) cuda::cuda_try(cudaEventRecord(begin.event, dev_.stream), "gemm: timing");
-      if (multiply(algorithm, to) != CUBLAS_STATUS_SUCCESS) return {};
-    }
-    cuda::cuda_try(cudaEventRecord(end.event, dev_.stream), "gemm: timing");
-    cuda::cuda_try(cudaEventSynchronize(end.event), "gemm: timing");
-    float time = 0;
-    cuda::cuda_try(cudaEventElapsedTime(&time, begin.event, end.event), "gemm: timing");
-    return time;
+                          &a_, &p_.beta, p_.added.data(), &added_, to, &c_, &lt,
+                          products.workspace(), cuda::Products::workspace_bytes, dev_.stream);
   }
 
   Cuda& dev_;
   Product<T, R> const& p_;
   cublasLtMatmulDescOpaque_t operation_;
-  cublasLtMatrixLayoutOpaque_t a_, b_, c_;
+  cublasLtMatrixLayoutOpaque_t a_, b_, added_, c_;
   cuda::ProductKey key_;
 };
 
@@ -308,6 +319,9 @@ class AsFloat {
 template <CudaElement T, CudaElement R>
 void multiply_on_host(Product<T, R> const& p) {
   Cpu host(1);
+  if (p.beta != 0 && !p.in_place()) {
+    for (index_t i = 0; i < p.m(); ++i) std::copy_n(p.added.row(i), p.n(), p.c.row(i));
+  }
   AsFloat<T const> const a(p.a, true), b(p.b, true);
   AsFloat<R> const c(p.c, p.beta != 0);
   TensorView<float, 2, Cpu> const to = c.view();
@@ -355,11 +369,13 @@ void checked_multiply(Cuda& dev, Product<T, R> const& p) {
     throw ShapeError("gemm: the shapes do not fit: a " + shape_string(p.a) + ", b " +
                      shape_string(p.b) + ", c " + shape_string(p.c));
   }
+  expects(p.added.extents() == p.c.extents(),
+          "gemm: what is added must be as large as the product");
   expects(p.mask.empty() || p.mask.extents() == relu_mask_extents(p.m(), p.n()),
           "gemm: the mask needs one bit an element, in rows of multiples of 128 bits");
   if (p.m() == 0 || p.n() == 0) return;
   if (p.k() == 0) {
-    expects(p.epilogue == Epilogue::none && (p.beta == 0 || p.beta == 1),
+    expects(p.epilogue == Epilogue::none && (p.beta == 0 || (p.beta == 1 && p.in_place())),
             "gemm: a product of no terms is zero, or adds nothing");
     if (p.beta == 0) clear_rows(dev, p.c);
     return;
@@ -370,7 +386,7 @@ void checked_multiply(Cuda& dev, Product<T, R> const& p) {
 }  // namespace detail
 
 /// c = alpha op(a) op(b) + beta c (see ops/gemm.hpp), sums in float. Ordered on dev.stream; the
-/// first product of a shape waits for the GPU while it tries algorithms
+/// first product of a bucket of shapes waits for the GPU while it tries algorithms
 /// (cuda::AlgorithmChoice::timed).
 /// @throws ShapeError if the extents disagree
 /// @throws CudaError if cuBLASLt refuses
@@ -389,22 +405,27 @@ void gemm(Cuda& dev, Trans ta, Trans tb, float alpha, In<Bf16, 2, Cuda> a, In<Bf
       dev, {.ta = ta, .tb = tb, .alpha = alpha, .beta = beta, .a = a, .b = b, .c = c});
 }
 
-/// c[i,j] = (alpha op(a) op(b))[i,j] + bias[j], in one pass.
-/// @param c (M, N), written      @param bias (N)
+/// c[i,j] = (alpha op(a) op(b))[i,j] + added[i,j] + bias[j], in one pass and with one rounding.
+/// @param c (M, N), written      @param bias (N), empty for none
+/// @param added (M, N), empty for none; may be c
 /// @throws ShapeError if the extents disagree
 /// @throws CudaError if cuBLASLt refuses
 template <CudaElement T>
-void gemm_bias(Cuda& dev, Trans ta, Trans tb, float alpha, In<T, 2, Cuda> a, In<T, 2, Cuda> b,
-               Out<T, 2, Cuda> c, In<T, 1, Cuda> bias) {
-  expects(bias.extent(0) == c.extent(1), "gemm: the bias must have one element a column");
-  detail::checked_multiply<T, T>(dev, {.ta = ta,
-                                       .tb = tb,
-                                       .alpha = alpha,
-                                       .a = a,
-                                       .b = b,
-                                       .c = c,
-                                       .epilogue = detail::Epilogue::bias,
-                                       .bias = bias.data()});
+void gemm_add(Cuda& dev, Trans ta, Trans tb, float alpha, In<T, 2, Cuda> a, In<T, 2, Cuda> b,
+              Out<T, 2, Cuda> c, In<T, 1, Cuda> bias, In<T, 2, Cuda> added) {
+  expects(bias.empty() || bias.extent(0) == c.extent(1),
+          "gemm: the bias must have one element a column");
+  detail::checked_multiply<T, T>(
+      dev, {.ta = ta,
+            .tb = tb,
+            .alpha = alpha,
+            .beta = added.empty() ? 0.0f : 1.0f,
+            .a = a,
+            .b = b,
+            .c = c,
+            .added = added.empty() ? In<T, 2, Cuda>(c) : added,
+            .epilogue = bias.empty() ? detail::Epilogue::none : detail::Epilogue::bias,
+            .bias = bias.data()});
 }
 
 /// c[i,j] = max((alpha op(a) op(b))[i,j] + bias[j], 0), in one pass; mask says which are positive.

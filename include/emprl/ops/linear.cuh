@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The biases of y = x W^T + b on the GPU; linear_forward and linear_backward themselves are those
-// of ops/linear.hpp.
+// The linear layer on the GPU: its ReLU in the passes of cuBLASLt's products, and sums of rows.
+// linear_forward and linear_backward themselves are those of ops/linear.hpp.
+
+#include <array>
+#include <cstdint>
 
 #include "emprl/core/half.hpp"
 #include "emprl/core/scalar.hpp"
@@ -10,6 +13,7 @@
 #include "emprl/cuda/kernel.hpp"
 #include "emprl/cuda/launch.cuh"
 #include "emprl/cuda/shared.hpp"
+#include "emprl/ops/elementwise.cuh"
 #include "emprl/ops/gemm.cuh"
 #include "emprl/ops/linear.hpp"
 #include "emprl/ops/row_packs.cuh"
@@ -102,6 +106,41 @@ inline void sum_rows(Cuda& dev, Out<float, 1, Cuda> db, In<float, 2, Cuda> dy) {
 }
 inline void sum_rows(Cuda& dev, Out<float, 1, Cuda> db, In<Bf16, 2, Cuda> dy) {
   detail::launch_sum_rows<Bf16>(dev, db, dy);
+}
+
+/// What linear_relu_forward keeps for linear_relu_backward of outputs (N, O): one bit an element,
+/// where rows fill cuBLASLt's 128 bits, as those of every T5 do. Elsewhere nothing, as on the CPU.
+inline std::array<index_t, 2> relu_mask_extents(Cuda const&, index_t n, index_t outputs) {
+  return outputs % 128 == 0 ? relu_mask_extents(n, outputs) : std::array<index_t, 2>{0, 0};
+}
+
+/// y = max(x W^T, 0) in one pass.
+/// @param y (N, O), written      @param x (N, I)      @param weight (O, I)
+/// @param mask  of relu_mask_extents(dev, N, O), written; empty if not needed
+/// @throws ShapeError if extents disagree
+/// @throws CudaError
+template <CudaElement T>
+void linear_relu_forward(Cuda& dev, Out<T, 2, Cuda> y, In<T, 2, Cuda> x, In<T, 2, Cuda> weight,
+                         OptionalOut<std::uint8_t, 2, Cuda> mask = {}) {
+  gemm_relu(dev, Trans::no, Trans::yes, 1, x, weight, y, {}, mask);
+}
+
+/// dx = dy W where x > 0, else 0,  dweight += dy^T x. @see ops/linear.hpp
+/// @param mask  as linear_relu_forward wrote it: dx then takes one pass. Empty: x is asked, in a
+/// second one
+/// @throws ShapeError if extents disagree
+/// @throws CudaError
+template <CudaElement T>
+void linear_relu_backward(Cuda& dev, Out<T, 2, Cuda> dx, OptionalOut<float, 2, Cuda> dweight,
+                          In<T, 2, Cuda> dy, In<T, 2, Cuda> x, In<T, 2, Cuda> weight,
+                          OptionalOut<std::uint8_t, 2, Cuda> mask = {}) {
+  if (mask.empty()) {
+    linear_backward(dev, dx, dweight, {}, dy, x, weight);
+    relu_backward(dev, dx, dx, x);
+  } else {
+    linear_backward(dev, TensorView<T, 2, Cuda>(), dweight, {}, dy, x, weight);
+    gemm_relu_backward(dev, Trans::no, Trans::no, 1, dy, weight, dx, mask);
+  }
 }
 
 }  // namespace emprl

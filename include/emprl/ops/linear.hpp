@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// y = x W^T + b on packed rows, in terms of gemm. The same source serves every device that has
-// gemm, add_bias and sum_rows.
+// y = x W^T + b on packed rows, in terms of gemm, with what goes with the product: a residual that
+// is added, a ReLU that follows. The same source serves every device that has gemm, gemm_add and
+// sum_rows.
+
+#include <array>
+#include <cstdint>
 
 #include "emprl/core/device.hpp"
 #include "emprl/core/parallel.hpp"
 #include "emprl/core/scalar.hpp"
+#include "emprl/ops/elementwise.hpp"
 #include "emprl/ops/gemm.hpp"
 #include "emprl/ops/view.hpp"
 
@@ -36,17 +41,28 @@ void sum_rows(Cpu& dev, Out<T, 1, Cpu> db, In<T, 2, Cpu> dy) {
   });
 }
 
-/// y = x W^T + b.
+/// c = alpha op(a) op(b) + added + bias, where each of the last two may be empty, which is nothing.
+/// @param c (M, N), written      @param bias (N)      @param added (M, N), may be c
+/// @throws ShapeError if extents disagree
+template <Scalar T>
+void gemm_add(Cpu& dev, Trans ta, Trans tb, std::type_identity_t<T> alpha, In<T, 2, Cpu> a,
+              In<T, 2, Cpu> b, Out<T, 2, Cpu> c, In<T, 1, Cpu> bias, In<T, 2, Cpu> added) {
+  if (!added.empty() && added.data() != c.data()) copy(dev, c, added);
+  gemm(dev, ta, tb, alpha, a, b, added.empty() ? T(0) : T(1), c);
+  if (!bias.empty()) add_bias(dev, c, bias);
+}
+
+/// y = residual + x W^T + b.
 /// @param y  (N, O), written
 /// @param x (N, I)
 /// @param weight (O, I)
 /// @param bias (O), or empty for none
+/// @param residual (N, O), or empty for none; may be y
 /// @throws ShapeError if extents disagree
 template <Element T, Device D>
 void linear_forward(D& dev, Out<T, 2, D> y, In<T, 2, D> x, In<T, 2, D> weight,
-                    In<T, 1, D> bias = {}) {
-  gemm(dev, Trans::no, Trans::yes, 1, x, weight, 0, y);
-  if (!bias.empty()) add_bias(dev, y, bias);
+                    In<T, 1, D> bias = {}, In<T, 2, D> residual = {}) {
+  gemm_add(dev, Trans::no, Trans::yes, 1, x, weight, y, bias, residual);
 }
 
 /// dx = dy W (or +=, by `write`),  dweight += dy^T x,  dbias += sum_n dy.
@@ -62,6 +78,39 @@ void linear_backward(D& dev, Out<T, 2, D> dx, OptionalOut<Accumulator<T>, 2, D> 
     Accumulator<T> const keep = write == Write::overwrite ? 0 : 1;
     gemm(dev, Trans::no, Trans::no, 1, dy, weight, keep, dx);
   }
+}
+
+/// What linear_relu_forward keeps for linear_relu_backward of outputs (N, O): on the CPU nothing,
+/// for the outputs themselves say where they are positive.
+inline std::array<index_t, 2> relu_mask_extents(Cpu const&, index_t, index_t) {
+  return {0, 0};
+}
+
+/// y = max(x W^T, 0).
+/// @param y (N, O), written      @param x (N, I)      @param weight (O, I)
+/// @param mask  of relu_mask_extents(dev, N, O), written; empty if not needed
+/// @throws ShapeError if extents disagree
+template <Scalar T>
+void linear_relu_forward(Cpu& dev, Out<T, 2, Cpu> y, In<T, 2, Cpu> x, In<T, 2, Cpu> weight,
+                         OptionalOut<std::uint8_t, 2, Cpu> = {}) {
+  linear_forward(dev, y, x, weight);
+  relu_forward(dev, y, y);
+}
+
+/// linear_backward of a layer whose input is the output of a ReLU, and of the ReLU itself:
+/// dx = dy W where x > 0, else 0,  dweight += dy^T x.
+/// @param dx  (N, I), written: the gradient before the ReLU
+/// @param dweight  (O, I); empty if not needed
+/// @param x (N, I), after the ReLU; elements that are zero for another reason may be among them,
+/// and whether the gradient passes those is left open
+/// @param mask  as linear_relu_forward wrote it, or empty
+/// @throws ShapeError if extents disagree
+template <Scalar T>
+void linear_relu_backward(Cpu& dev, Out<T, 2, Cpu> dx, OptionalOut<T, 2, Cpu> dweight,
+                          In<T, 2, Cpu> dy, In<T, 2, Cpu> x, In<T, 2, Cpu> weight,
+                          OptionalOut<std::uint8_t, 2, Cpu> = {}) {
+  linear_backward(dev, dx, dweight, {}, dy, x, weight);
+  relu_backward(dev, dx, dx, x);
 }
 
 }  // namespace emprl

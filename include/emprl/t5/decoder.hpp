@@ -54,16 +54,17 @@ class Decoder {
     for (std::size_t i = 0; i < p.decoder.blocks.size(); ++i) {
       BlockParams<T, D> const& block = p.decoder.blocks[i];
       auto const layer = static_cast<index_t>(i);
-      norm_.inference(dev, block.self_norm, x, [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
+      norm_.inference(dev, block.self_norm, x, [&](auto n, auto added, auto out) {
         self_attention_.inference(dev, block.self_attention,
-                                  self_inputs(tokens, bias, prefixes, layer), n, out);
+                                  self_inputs(tokens, bias, prefixes, layer), n, out, added);
       });
-      norm_.inference(dev, block.cross_norm, x, [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
+      norm_.inference(dev, block.cross_norm, x, [&](auto n, auto added, auto out) {
         cross_attention_.inference(dev, block.cross_attention,
-                                   cross_inputs(tokens, memory, source, prefixes, layer), n, out);
+                                   cross_inputs(tokens, memory, source, prefixes, layer), n, out,
+                                   added);
       });
-      norm_.inference(dev, block.feed_forward_norm, x, [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
-        feed_forward_.inference(dev, block.feed_forward, n, out);
+      norm_.inference(dev, block.feed_forward_norm, x, [&](auto n, auto added, auto out) {
+        feed_forward_.inference(dev, block.feed_forward, n, out, added);
       });
     }
     rms_norm_forward(dev, y, {}, x, p.decoder.final_norm, config_.layer_norm_epsilon);
@@ -89,24 +90,24 @@ class Decoder {
       auto const layer = static_cast<index_t>(i);
       auto after_self = allocate();
       norm_.forward(dev, block.self_norm, x, after_self, saved.self_norm, sites,
-                    [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
+                    [&](auto n, auto added, auto out) {
                       self_attention_.forward(dev, block.self_attention,
                                               self_inputs(tokens, context.bias, prefixes, layer), n,
-                                              out, saved.self_attention, sites);
+                                              out, saved.self_attention, sites, added);
                     });
       auto after_cross = allocate();
       norm_.forward(dev, block.cross_norm, after_self, after_cross, saved.cross_norm, sites,
-                    [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
+                    [&](auto n, auto added, auto out) {
                       cross_attention_.forward(
                           dev, block.cross_attention,
                           cross_inputs(tokens, memory, source, prefixes, layer), n, out,
-                          saved.cross_attention, sites);
+                          saved.cross_attention, sites, added);
                     });
       x = allocate();
       norm_.forward(dev, block.feed_forward_norm, after_cross, x, saved.feed_forward_norm, sites,
-                    [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
+                    [&](auto n, auto added, auto out) {
                       feed_forward_.forward(dev, block.feed_forward, n, out, saved.feed_forward,
-                                            sites);
+                                            sites, added);
                     });
     }
     context.last = x;
@@ -302,7 +303,7 @@ class Decoder {
       auto const layer = static_cast<index_t>(i);
       auto const self = self_keys[i].view();
       auto const memory = memory_keys[i].view();
-      norm_.inference(dev, block.self_norm, x, [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
+      norm_.inference(dev, block.self_norm, x, [&](auto n, auto added, auto out) {
         ArenaScope inner_scope(dev.scratch);
         auto const& attention = block.self_attention;
         auto qkv = dev.scratch.template allocate<T, 2>({active, 3 * inner});
@@ -314,9 +315,9 @@ class Decoder {
         attention_decode_append(dev, mixed, qkv.columns(0, inner), qkv.columns(inner, 2 * inner),
                                 qkv.columns(2 * inner, 3 * inner), keys, config_.num_heads, at.bias,
                                 prefix.key, prefix.value, at.columns);
-        self_attention_.project_out(dev, attention, mixed, out);
+        self_attention_.project_out(dev, attention, mixed, out, added);
       });
-      norm_.inference(dev, block.cross_norm, x, [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
+      norm_.inference(dev, block.cross_norm, x, [&](auto n, auto added, auto out) {
         ArenaScope inner_scope(dev.scratch);
         auto const& attention = block.cross_attention;
         auto q = dev.scratch.template allocate<T, 2>({active, inner});
@@ -326,10 +327,10 @@ class Decoder {
         CachedKeys<T, D> const keys{memory.columns(0, inner), memory.columns(inner, 2 * inner),
                                     at.memory_begin, at.memory_length};
         attention_decode(dev, mixed, q, keys, config_.num_heads, {}, prefix.key, prefix.value);
-        cross_attention_.project_out(dev, attention, mixed, out);
+        cross_attention_.project_out(dev, attention, mixed, out, added);
       });
-      norm_.inference(dev, block.feed_forward_norm, x, [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
-        feed_forward_.inference(dev, block.feed_forward, n, out);
+      norm_.inference(dev, block.feed_forward_norm, x, [&](auto n, auto added, auto out) {
+        feed_forward_.inference(dev, block.feed_forward, n, out, added);
       });
     }
     rms_norm_forward(dev, y, {}, x, p.decoder.final_norm, config_.layer_norm_epsilon);

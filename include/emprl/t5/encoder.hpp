@@ -101,11 +101,11 @@ class Encoder {
     for (std::size_t i = 0; i < p.encoder.blocks.size(); ++i) {
       BlockParams<T, D> const& block = p.encoder.blocks[i];
       auto const inputs = attention_inputs(tokens, bias, prefixes, static_cast<index_t>(i));
-      norm_.inference(dev, block.self_norm, x, [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
-        attention_.inference(dev, block.self_attention, inputs, n, out);
+      norm_.inference(dev, block.self_norm, x, [&](auto n, auto added, auto out) {
+        attention_.inference(dev, block.self_attention, inputs, n, out, added);
       });
-      norm_.inference(dev, block.feed_forward_norm, x, [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
-        feed_forward_.inference(dev, block.feed_forward, n, out);
+      norm_.inference(dev, block.feed_forward_norm, x, [&](auto n, auto added, auto out) {
+        feed_forward_.inference(dev, block.feed_forward, n, out, added);
       });
     }
     rms_norm_forward(dev, y, {}, x, p.encoder.final_norm, config_.layer_norm_epsilon);
@@ -132,15 +132,15 @@ class Encoder {
       auto const inputs = attention_inputs(tokens, context.bias, prefixes, static_cast<index_t>(i));
       auto middle = allocate();
       norm_.forward(dev, block.self_norm, x, middle, saved.self_norm, sites,
-                    [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
+                    [&](auto n, auto added, auto out) {
                       attention_.forward(dev, block.self_attention, inputs, n, out,
-                                         saved.self_attention, sites);
+                                         saved.self_attention, sites, added);
                     });
       x = allocate();
       norm_.forward(dev, block.feed_forward_norm, middle, x, saved.feed_forward_norm, sites,
-                    [&](In<T, 2, D> n, TensorView<T, 2, D> out) {
+                    [&](auto n, auto added, auto out) {
                       feed_forward_.forward(dev, block.feed_forward, n, out, saved.feed_forward,
-                                            sites);
+                                            sites, added);
                     });
     }
     context.last = x;

@@ -408,7 +408,7 @@ inline void leave_best(CheckpointSeries const& series, AlignSettings const& sett
     for (auto const& file : std::filesystem::directory_iterator(best->folder)) {
       std::string const name = file.path().filename().string();
       if (name == complete_marker || name == series_file || name == "state.json" ||
-          name == "optimizer.safetensors") {
+          name == "optimizer.safetensors" || name == products_file) {
         continue;
       }
       std::error_code error;

@@ -229,6 +229,10 @@ inline void discard_checkpoint(std::filesystem::path const& folder) {
   detail::remove_leftovers(place);
 }
 
+/// What a device adds to a checkpoint: by which algorithms it multiplied matrices. A run on the CPU
+/// neither reads nor writes it, and one from a checkpoint without it chooses anew.
+inline constexpr char const* products_file = "matrix_products.txt";
+
 /// What a trainer needs to go on, other than weights and moments: counters, seeds, coefficients,
 /// running statistics.
 struct TrainerState {

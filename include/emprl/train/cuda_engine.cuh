@@ -11,6 +11,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -414,11 +415,11 @@ class CudaIdentifierTraining final : public detail::CudaTraining<EngineIdentifie
 template <CudaElement T>
 class CudaEngine final : public DeviceEngine {
  public:
+  /// @param choice  how matrix products find their algorithms: by timing, once for each bucket of
+  /// shapes, or as the library guesses, so that no bit depends on a clock
   /// @throws CudaError if there is no GPU, or none that the driver can use
-  CudaEngine() {
-    // Batches are ragged: hardly one has the number of tokens of another, and timing sixteen
-    // algorithms for each would take longer than the best of them saves.
-    dev_.products.choice = cuda::AlgorithmChoice::first;
+  explicit CudaEngine(cuda::AlgorithmChoice choice = cuda::AlgorithmChoice::timed) {
+    dev_.products.choice = choice;
   }
 
   Precision precision() const override {
@@ -427,6 +428,13 @@ class CudaEngine final : public DeviceEngine {
 
   /// For tests, which fill new memory with NaN.
   Cuda& context() { return dev_; }
+
+  std::string products() const override { return dev_.products.list(); }
+  bool restore_products(std::string_view text) override {
+    if (!dev_.products.made_here(text)) return false;
+    dev_.products.restore(text);
+    return true;
+  }
 
   std::unique_ptr<EngineT5> load(T5Weights<float, Cpu> const& host) override {
     return std::make_unique<DeviceT5<T, Cuda>>(dev_,

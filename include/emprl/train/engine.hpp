@@ -319,6 +319,14 @@ class DeviceEngine : public Engine {
   Cpu* cpu() final { return nullptr; }
   DeviceEngine* device() final { return this; }
 
+  /// By which algorithms it multiplies matrices, as lines of text. They are found by timing, and
+  /// two of them round differently: a run that goes on from a checkpoint takes them from there.
+  virtual std::string products() const = 0;
+  /// Takes over what products() gave, from now on.
+  /// @return false, and nothing changes, if it was of another kind of device or library
+  /// @throws ConfigError if products() did not write it
+  virtual bool restore_products(std::string_view text) = 0;
+
   /// A T5 in training, which begins with what `host` has; PPO's reference stays so.
   /// @param reference  whether there is to be a reference
   /// @throws ConfigError if the options ask for a value head or an adapter that `host` does not

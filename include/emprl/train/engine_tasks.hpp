@@ -4,7 +4,8 @@
 // Supervised training and PPO on an engine: on the CPU by the templates of sequence_task.hpp,
 // identifier_task.hpp and align.hpp, elsewhere by the device. Folders, checkpoints and logs are the
 // same; a run that began on one device goes on from its checkpoint on another, within the number
-// format.
+// format. A device adds one file to its checkpoints, by which algorithms it multiplied matrices
+// (products_file): going on there, those are taken and not timed again.
 
 #include <cmath>
 #include <cstdint>
@@ -16,11 +17,14 @@
 #include <utility>
 #include <vector>
 
+#include "emprl/io/file.hpp"
 #include "emprl/ops/gemm_cpu.hpp"
 #include "emprl/train/align.hpp"
+#include "emprl/train/checkpoint.hpp"
 #include "emprl/train/engine.hpp"
 #include "emprl/train/fit.hpp"
 #include "emprl/train/identifier_task.hpp"
+#include "emprl/train/progress.hpp"
 #include "emprl/train/sequence_task.hpp"
 
 namespace emprl::train {
@@ -35,13 +39,35 @@ inline DeviceEngine& training_device(Engine& engine) {
   return *device;
 }
 
+/// Writes by which algorithms a device multiplies matrices. @throws IoError naming the file
+inline void write_products(std::filesystem::path const& folder, DeviceEngine const& device) {
+  io::write_file_atomically(folder / products_file, device.products());
+}
+
+/// Takes them up, if the checkpoint has them. Those of another kind of device are set aside, and
+/// standard error is told.
+/// @throws IoError naming the file if it is damaged
+inline void read_products(std::filesystem::path const& folder, DeviceEngine& device) {
+  auto const path = folder / products_file;
+  if (!is_there(path)) return;
+  try {
+    if (device.restore_products(io::read_file(path))) return;
+  } catch (ConfigError const& error) {
+    throw IoError(path.string() + ": " + error.what());
+  }
+  standard_error_output().write(
+      path.string() +
+      " is of another kind of GPU or another version of its library and is set aside: the "
+      "algorithms of matrix products are chosen anew.\n");
+}
+
 /// The optimiser's half of a FitLearner on a device.
 class EngineLearner {
  public:
   using Scalar = float;
 
-  EngineLearner(EngineTraining& training, Precision precision, double max_gradient_norm)
-      : training_(training), precision_(precision), max_gradient_norm_(max_gradient_norm) {}
+  EngineLearner(DeviceEngine& device, EngineTraining& training, double max_gradient_norm)
+      : device_(device), training_(training), max_gradient_norm_(max_gradient_norm) {}
 
   std::size_t size() const { return static_cast<std::size_t>(training_.size()); }
   std::span<float const> parameters() {
@@ -55,6 +81,7 @@ class EngineLearner {
   void write_optimizer(std::filesystem::path const& folder) {
     OptimizerState const state = training_.optimizer();
     write_moments<float>(folder, state.steps, state.first_moment, state.second_moment);
+    write_products(folder, device_);
   }
   void read_optimizer(std::filesystem::path const& folder) {
     OptimizerState state;
@@ -62,16 +89,17 @@ class EngineLearner {
     state.second_moment.resize(size());
     state.steps = read_moments<float>(folder, state.first_moment, state.second_moment);
     training_.restore(state);
+    read_products(folder, device_);
   }
   /// Devices are not told apart, formats are.
   io::Json identity() const {
-    if (precision_ == Precision::float32) return io::Json::object();
+    if (device_.precision() == Precision::float32) return io::Json::object();
     return {{"precision", "bf16"}};
   }
 
  private:
+  DeviceEngine& device_;
   EngineTraining& training_;
-  Precision precision_;
   double max_gradient_norm_;
   std::vector<float> values_;
 };
@@ -79,11 +107,11 @@ class EngineLearner {
 /// A generator that learns responses on a device, as SequenceTask.
 class EngineSequenceLearner : public EngineLearner {
  public:
-  EngineSequenceLearner(EngineT5Training& training, Precision precision,
+  EngineSequenceLearner(DeviceEngine& device, EngineT5Training& training,
                         Generator<float>& generator, text::EncodedPairs const& train,
                         text::EncodedPairs const& valid,
                         SequenceTask<float>::Options const& options, double max_gradient_norm)
-      : EngineLearner(training, precision, max_gradient_norm),
+      : EngineLearner(device, training, max_gradient_norm),
         training_(training),
         generator_(generator),
         train_(train),
@@ -120,11 +148,11 @@ class EngineSequenceLearner : public EngineLearner {
 /// An identifier that learns levels on a device, as IdentifierTask.
 class EngineIdentifierLearner : public EngineLearner {
  public:
-  EngineIdentifierLearner(EngineIdentifierTraining& training, Precision precision,
+  EngineIdentifierLearner(DeviceEngine& device, EngineIdentifierTraining& training,
                           IdentifierModel<float>& identifier, EncodedPosts const& train,
                           EncodedPosts const& valid, IdentifierTask<float>::Options const& options,
                           double max_gradient_norm)
-      : EngineLearner(training, precision, max_gradient_norm),
+      : EngineLearner(device, training, max_gradient_norm),
         training_(training),
         identifier_(identifier),
         train_(train),
@@ -167,7 +195,7 @@ class EnginePpo {
                                 .temperature = static_cast<float>(temperature_of(settings)),
                                 .optimizer = adamw_of(settings)},
                                true)),
-        learner_(*training_, engine.precision(), settings.ppo.max_gradient_norm),
+        learner_(engine, *training_, settings.ppo.max_gradient_norm),
         actor_(*training_),
         reference_(*training_) {}
   EnginePpo(EnginePpo const&) = delete;
@@ -245,9 +273,10 @@ inline FitResult fit_sequences(Engine& engine, Generator<float>& generator,
     training.part = T5TrainingOptions::Part::lora;
     if (generator.lora().size() == 0) start_lora(generator, options.lora, options.seed);
   }
-  auto const device = detail::training_device(engine).train(generator, training, false);
-  detail::EngineSequenceLearner learner(*device, engine.precision(), generator, train, valid,
-                                        options, fit.optimizer.max_gradient_norm);
+  DeviceEngine& device = detail::training_device(engine);
+  auto const trained = device.train(generator, training, false);
+  detail::EngineSequenceLearner learner(device, *trained, generator, train, valid, options,
+                                        fit.optimizer.max_gradient_norm);
   return train::fit(learner, fit, log);
 }
 
@@ -262,10 +291,10 @@ inline FitResult fit_identifier(Engine& engine, IdentifierModel<float>& identifi
     return train::fit(*cpu, task, fit, log);
   }
   expects<ConfigError>(train.rows() > 0, "an identifier needs posts to train on.");
-  auto const device = detail::training_device(engine).train(identifier.model.config(),
-                                                            identifier.weights, fit.optimizer);
-  detail::EngineIdentifierLearner learner(*device, engine.precision(), identifier, train, valid,
-                                          options, fit.optimizer.max_gradient_norm);
+  DeviceEngine& device = detail::training_device(engine);
+  auto const trained = device.train(identifier.model.config(), identifier.weights, fit.optimizer);
+  detail::EngineIdentifierLearner learner(device, *trained, identifier, train, valid, options,
+                                          fit.optimizer.max_gradient_norm);
   return train::fit(learner, fit, log);
 }
 

@@ -154,7 +154,8 @@ inline std::string short_number(double x) {
 ///   l.size()                              how many parameters there are
 ///   l.parameters(), set_parameters(x)     their values, on the host
 ///   l.zero_gradients(), l.step(rate)      of the optimiser; the second returns the gradients' norm
-///   l.write_optimizer(folder), l.read_optimizer(folder)    its state beside a checkpoint
+///   l.write_optimizer(folder), l.read_optimizer(folder)    its state beside a checkpoint, and what
+///                                         else its device needs to go on with the same bits
 ///   l.identity()                          what its arithmetic depends on besides the options
 template <class L>
 concept FitLearner = requires(L& l, std::span<index_t const> rows, std::uint32_t number,
