@@ -8,6 +8,7 @@
 #include "support/catch.hpp"
 #include "support/compare.hpp"
 #include "support/device_array.hpp"
+#include "support/device_matrix.hpp"
 #include "support/formats.hpp"
 
 using emprl::Bf16;
@@ -62,6 +63,53 @@ TEMPLATE_TEST_CASE("embedding on the GPU: forward copies rows", "[cuda][embeddin
       }
     }
   });
+}
+
+TEMPLATE_TEST_CASE(
+    "embedding on the GPU: rows may stand apart, and nothing between them is touched",
+    "[cuda][embedding][contract]", float, Bf16) {
+  using T = TestType;
+  Cuda dev;
+  dev.scratch.poison(true);
+  index_t const rows = 7, n = 33;
+  auto const ids = some_ids(n, rows);
+  for (index_t const columns : {1, 16, 31, 64}) {
+    // Packs in neither, in one, in both of the matrices.
+    for (index_t const gap : {3, 8}) {
+      for (index_t const other_gap : {0, 3, 8}) {
+        INFO(columns << " columns, gaps " << gap << " and " << other_gap);
+        auto const numbers = support::random_in_format<T>(rows, columns, 1);
+        support::DeviceMatrix<T> table(numbers, gap);
+        DeviceArray<std::int32_t> places(ids);
+        auto const at = support::as_vector(places, n);
+        auto y = support::DeviceMatrix<T>::poisoned(n, columns, other_gap);
+        emprl::embedding_forward(dev, y.view(), table, at);
+        dev.synchronize();
+        reference::Matrix<float> expected(n, columns);
+        for (index_t i = 0; i < n; ++i) {
+          for (index_t j = 0; j < columns; ++j) {
+            expected(i, j) = numbers(ids[static_cast<std::size_t>(i)], j);
+          }
+        }
+        CHECK(y.values() == expected.values);
+
+        // Of whole numbers, so that sums are exact.
+        auto up = expected;
+        for (float& x : up.values) x = std::round(2 * x);
+        support::DeviceMatrix<T> dy(up, other_gap);
+        support::DeviceMatrix<T> dtable(reference::Matrix<float>(rows, columns), gap);
+        emprl::embedding_backward(dev, dtable.view(), dy, at);
+        dev.synchronize();
+        reference::Matrix<float> sums(rows, columns);
+        for (index_t i = 0; i < n; ++i) {
+          for (index_t j = 0; j < columns; ++j) {
+            sums(ids[static_cast<std::size_t>(i)], j) += up(i, j);
+          }
+        }
+        CHECK(dtable.values() == support::in_float(support::in_format<T>(sums.values)));
+      }
+    }
+  }
 }
 
 TEST_CASE("embedding on the GPU: an id outside the table gives NaN and no gradient",

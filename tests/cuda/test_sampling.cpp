@@ -275,6 +275,45 @@ TEST_CASE(
         std::vector<std::int32_t>{2});
 }
 
+TEST_CASE("sampling on the GPU: the end waits for its turn with every filter, as on the CPU",
+          "[cuda][sampling][unit]") {
+  Cuda dev;
+  constexpr std::size_t rows = 8;
+  std::vector<SamplingConfig> configs(6);
+  configs[1].top_k = 1;
+  configs[2].top_k = 5;
+  configs[3].top_p = 0.5;
+  configs[4].top_k = 40;
+  configs[4].top_p = 0.9;
+  configs[4].temperature = 0.7;
+  configs[5].top_k = 2100;
+  std::vector<index_t> generated;
+  for (std::size_t r = 0; r < rows; ++r) generated.push_back(static_cast<index_t>(r));
+  // In a list, and more than one holds.
+  for (std::size_t const vocabulary : {2, 33, 3001}) {
+    auto logits = random_rows(1, rows, vocabulary, 2.0);
+    for (std::size_t r = 0; r < rows; ++r) logits[r * vocabulary + 1] = 200.0f;
+    for (SamplingConfig config : configs) {
+      config.min_new_tokens = 5;
+      CAPTURE(vocabulary, config.top_k, config.top_p);
+      auto const drawn = sample(dev, logits, static_cast<index_t>(vocabulary), config, generated);
+      gen::SamplerWorkspace<float> workspace;
+      for (std::size_t r = 0; r < rows; ++r) {
+        RngAddress const at{seed, Stream::sample, step, static_cast<std::uint32_t>(r),
+                            static_cast<std::uint32_t>(generated[r])};
+        std::span<float const> const row(logits.data() + r * vocabulary, vocabulary);
+        CHECK(drawn.token[r] == gen::sample_token(row, config, generated[r], at, workspace));
+        // The token that is drawn is the generated[r] + 1st.
+        CHECK((drawn.token[r] == 1) == (generated[r] + 1 >= 5));
+      }
+      // An end that the vocabulary does not have bars nothing.
+      config.eos = static_cast<std::int32_t>(vocabulary);
+      auto const endless = sample(dev, logits, static_cast<index_t>(vocabulary), config, generated);
+      CHECK(endless.token == std::vector<std::int32_t>(rows, 1));
+    }
+  }
+}
+
 TEST_CASE("sampling on the GPU: where the CPU throws, the token says why, and other rows go on",
           "[cuda][sampling][unit]") {
   constexpr float infinity = std::numeric_limits<float>::infinity();

@@ -19,10 +19,12 @@
 
 #include "emprl/gen/beam_search.hpp"
 #include "emprl/io/file.hpp"
+#include "emprl/rl/reward_combinators.hpp"
 #include "emprl/text/train_tokenizer.hpp"
 #include "emprl/train/cpu_engine.hpp"
 #include "emprl/train/cuda_engine.cuh"
 #include "emprl/train/empathy_reward.hpp"
+#include "emprl/train/model_rewards.hpp"
 #include "io/temporary_folder.hpp"
 #include "support/catch.hpp"
 #include "support/compare.hpp"
@@ -341,6 +343,85 @@ TEST_CASE("engine: an identifier learns on the GPU as on the CPU, and rewards as
   CHECK(levels(cpu, folder / "cpu") == expected);
   test::check_close("level", levels(gpu, folder / "cpu"), expected, 1e-5);
   test::check_close("level", levels(gpu, folder / "gpu"), expected, 1e-3);
+}
+
+TEST_CASE(
+    "engine: rewards that are models score on the GPU as on the CPU, and train a policy there",
+    "[cuda][train][rewards][engine]") {
+  namespace test = on_engines;
+  auto const judge = [](bool lora) {
+    train::Generator<float> g = test::generator();
+    if (lora) test::give_lora(g);
+    return g;
+  };
+  auto const classifier = [] {
+    text::SentencePieceTokenizer spiece = test::tokenizer();
+    t5::Config const c = test::config(spiece);
+    train::IdentifierModel<float> identifier(c, std::move(spiece));
+    empathy::initialise(identifier.weights, c, test::generator().weights, 3);
+    // The head of a new identifier says nearly the same of everything.
+    RandomSequence random(9, Stream::initialise);
+    for (float& x : identifier.weights.span()) x += static_cast<float>(0.1 * random.normal());
+    return identifier;
+  };
+  std::vector<data::Pair> const pairs = test::dialogues();
+  std::vector<rl::Episode> episodes;
+  for (data::Pair const& pair : pairs) {
+    rl::Episode e;
+    e.context = pair.context;
+    e.response = pair.response;
+    episodes.push_back(e);
+  }
+  episodes.front().response = {};  // `</s>` alone
+  auto const score = [&](auto&& reward) {
+    std::vector<float> scores(episodes.size());
+    reward(rl::EpisodeBatch{episodes}, scores);
+    auto const [least, most] = std::minmax_element(scores.begin(), scores.end());
+    CHECK(*most - *least > 0.01f);
+    return std::vector<double>(scores.begin(), scores.end());
+  };
+  train::CpuEngine cpu(2);
+  train::CudaEngine<float> gpu;
+  train::CudaEngine<Bf16> half;
+  auto const check = [&](std::string const& what, auto make) {
+    auto const expected = score(make(static_cast<train::Engine&>(cpu)));
+    test::check_close(what, score(make(static_cast<train::Engine&>(gpu))), expected, 1e-5);
+    test::check_close(what + " in 16 bits", score(make(static_cast<train::Engine&>(half))),
+                      expected, 12 * 0x1p-8);
+  };
+  for (bool const lora : {false, true}) {
+    check("perplexity", [&](train::Engine& engine) {
+      return train::PerplexityReward<float>(engine, judge(lora), {.rows_at_once = 4});
+    });
+  }
+  check("expected level", [&](train::Engine& engine) {
+    return train::ClassifierReward<float>(engine, classifier(), {.rows_at_once = 4});
+  });
+  check("level", [&](train::Engine& engine) {
+    return train::ClassifierReward<float>(engine, classifier(), {.level = 2});
+  });
+
+  // One source for both devices: the reward's models stand on the engine that trains.
+  auto const aligned = [&](train::Engine& engine) {
+    auto reward = rl::weighted_sum(
+        0.5, rl::Named{"fluent", train::PerplexityReward<float>(engine, judge(false))},  //
+        2, rl::Named{"warm", train::ClassifierReward<float>(engine, classifier())});
+    train::Generator<float> g = test::generator();
+    std::vector<double> numbers;
+    train::align(engine, g, reward, pairs, test::align_settings(1), nullptr,
+                 [&](rl::PpoStats const& stats) {
+                   numbers.push_back(stats.score_mean);
+                   REQUIRE(stats.components.size() == 2);
+                   for (rl::ComponentStats const& part : stats.components) {
+                     numbers.push_back(part.mean);
+                   }
+                 });
+    return numbers;
+  };
+  // The same responses are drawn, so the scores are those of the same texts.
+  auto const expected = aligned(cpu);
+  CHECK(expected.size() == 3);
+  test::check_close("score of a step", aligned(gpu), expected, 1e-5);
 }
 
 TEST_CASE("engine: align samples, reports and ends on the GPU as on the CPU",

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -180,6 +181,34 @@ TEST_CASE("token_logprob: backward of log-probability and entropy matches centra
     emprl::token_logprob_backward<double>(dev, dlogits.view(), weight, lse, view(targets),
                                           entropy_weight, entropy);
     support::check_gradients(f, {{"logits", logits.span(), values(dlogits)}});
+  }
+}
+
+TEMPLATE_TEST_CASE("token_logprob: barred tokens change neither entropy nor gradient",
+                   "[ops][token_logprob][unit]", float, double) {
+  using T = TestType;
+  constexpr T infinity = std::numeric_limits<T>::infinity();
+  Cpu dev;
+  // Every second of 66 tokens is barred: before the last 64 in the lanes, after them alone.
+  Tensor<T, 2, Cpu> logits({1, 66}), fewer({1, 33});
+  for (index_t j = 0; j < 33; ++j) {
+    fewer(0, j) = logits(0, 2 * j) = T(0.1) * static_cast<T>(j);
+    logits(0, 2 * j + 1) = -infinity;
+  }
+  std::vector<std::int32_t> const target{64}, its_place{32};
+  Tensor<T, 1, Cpu> logp({1}), lse({1}), entropy({1}), g({1}, T(0.7)), h({1}, T(0.3));
+  Tensor<T, 1, Cpu> logp_of_fewer({1}), lse_of_fewer({1}), entropy_of_fewer({1});
+  emprl::token_logprob_forward<T>(dev, logp.view(), lse, entropy, logits, view(target));
+  emprl::token_logprob_forward<T>(dev, logp_of_fewer.view(), lse_of_fewer, entropy_of_fewer, fewer,
+                                  view(its_place));
+  CHECK(logp(0) == Approx(logp_of_fewer(0)).epsilon(1e-6));
+  CHECK(entropy(0) == Approx(entropy_of_fewer(0)).epsilon(1e-6));
+  emprl::token_logprob_backward<T>(dev, logits.view(), g, lse, view(target), h, entropy);
+  emprl::token_logprob_backward<T>(dev, fewer.view(), g, lse_of_fewer, view(its_place), h,
+                                   entropy_of_fewer);
+  for (index_t j = 0; j < 33; ++j) {
+    CHECK(logits(0, 2 * j) == Approx(fewer(0, j)).epsilon(1e-5).margin(1e-7));
+    CHECK(logits(0, 2 * j + 1) == T(0));
   }
 }
 

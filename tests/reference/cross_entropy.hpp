@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Log-softmax of a row, entropy, and their derivatives.
+// Log-softmax of a row, entropy, their derivatives, and the divergence of two rows.
 
 #include <algorithm>
 #include <cmath>
@@ -65,6 +65,20 @@ Matrix<T> entropy_backward(Matrix<T> const& logits, Vector<T> const& weight) {
     }
   }
   return d;
+}
+
+/// sum_v p_v (log p_v - log q_v) of every row, with p = softmax(x) and q = softmax(y).
+template <class T>
+Vector<T> divergence(Matrix<T> const& x, Matrix<T> const& y) {
+  Matrix<T> const p = log_softmax(x);
+  Matrix<T> const q = log_softmax(y);
+  Vector<T> kl(static_cast<std::size_t>(x.rows), T(0));
+  for (index_t n = 0; n < x.rows; ++n) {
+    for (index_t v = 0; v < x.cols; ++v) {
+      kl[static_cast<std::size_t>(n)] += std::exp(p(n, v)) * (p(n, v) - q(n, v));
+    }
+  }
+  return kl;
 }
 
 }  // namespace reference

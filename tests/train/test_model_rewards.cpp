@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "emprl/rl/reward_combinators.hpp"
 #include "emprl/rl/reward_rules.hpp"
 #include "emprl/text/train_tokenizer.hpp"
+#include "emprl/train/cpu_engine.hpp"
 #include "emprl/train/model_folder.hpp"
 #include "emprl/train/t5_adaptors.hpp"
 #include "io/temporary_folder.hpp"
@@ -290,6 +292,50 @@ TEST_CASE("model rewards: a folder gives the scores of the model that was saved 
         }).find("model.safetensors") != std::string::npos);
 }
 
+TEST_CASE("model rewards: on the host's engine they are bit for bit those on its context",
+          "[train][rewards][engine]") {
+  train::CpuEngine engine(1);
+  Cpu dev(1);
+  emprl::test::TemporaryFolder const folder;
+  train::save_generator(folder / "judge", generator<float>());
+  train::save_identifier(folder / "warm", classifier<float>());
+  for (index_t const rows_at_once : {1, 3, 64}) {
+    for (bool const read_context : {true, false}) {
+      train::PerplexityRewardSettings const settings{
+          .read_context = read_context, .limits = limits, .rows_at_once = rows_at_once};
+      train::PerplexityReward here(dev, generator<float>(), settings);
+      train::PerplexityReward there(engine, generator<float>(), settings);
+      train::PerplexityReward<float> from_folder(engine, folder / "judge", settings);
+      CHECK(score(there, talks()) == score(here, talks()));
+      CHECK(score(from_folder, talks()) == score(here, talks()));
+    }
+    for (std::optional<int> const level : {std::optional<int>(), std::optional<int>(1)}) {
+      train::ClassifierRewardSettings const settings{
+          .level = level, .limits = limits, .rows_at_once = rows_at_once};
+      train::ClassifierReward here(dev, classifier<float>(), settings);
+      train::ClassifierReward there(engine, classifier<float>(), settings);
+      train::ClassifierReward<float> from_folder(engine, folder / "warm", settings);
+      CHECK(score(there, talks()) == score(here, talks()));
+      CHECK(score(from_folder, talks()) == score(here, talks()));
+    }
+  }
+}
+
+TEST_CASE("model rewards: one on an engine may be moved away from where it was made",
+          "[train][rewards][engine]") {
+  train::CpuEngine engine(1);
+  train::PerplexityReward<float> fluent(engine, generator<float>());
+  train::ClassifierReward<float> kind(engine, classifier<float>());
+  Scores const a = score(fluent, talks());
+  Scores const b = score(kind, talks());
+  std::vector<train::PerplexityReward<float>> judges;
+  judges.push_back(std::move(fluent));
+  judges.push_back(train::PerplexityReward<float>(engine, generator<float>()));
+  train::ClassifierReward<float> moved(std::move(kind));
+  CHECK(score(judges[0], talks()) == a);
+  CHECK(score(moved, talks()) == b);
+}
+
 TEST_CASE("model rewards: settings out of range are refused by name", "[train][rewards][unit]") {
   Cpu dev(1);
   using emprl::test::message_of;
@@ -307,6 +353,13 @@ TEST_CASE("model rewards: settings out of range are refused by name", "[train][r
   CHECK(classified({.level = 3}).starts_with("level is 3"));
   CHECK(classified({.level = -1}).starts_with("level is -1"));
   CHECK(classified({.rows_at_once = 0}).starts_with("rows_at_once is 0"));
+  train::CpuEngine engine(1);
+  CHECK(message_of<ConfigError>([&] {
+          train::PerplexityReward(engine, generator<float>(), {.rows_at_once = 0});
+        }).starts_with("rows_at_once is 0"));
+  CHECK(message_of<ConfigError>([&] {
+          train::ClassifierReward(engine, classifier<float>(), {.level = 3});
+        }).starts_with("level is 3"));
 
   train::ClassifierReward<float> reward(dev, classifier<float>());
   std::vector<rl::Episode> const episodes(2);

@@ -16,6 +16,7 @@ namespace emprl {
 
 ///   lse[n] = log sum_v exp(x[n,v]),   logp[n] = x[n,target[n]] - lse[n]
 ///   entropy[n] = lse[n] - sum_v softmax(x[n])_v x[n,v]
+/// A logit of -inf is a token of probability 0 and counts nothing.
 /// @param logp    (N), written
 /// @param lse (N), written
 /// @param entropy (N), written; empty if not needed
@@ -55,9 +56,10 @@ void token_logprob_forward(Cpu& dev, Out<T, 1, Cpu> logp, OptionalOut<T, 1, Cpu>
       if (want_entropy) {
         for (; j + lanes <= v; j += lanes) {
           for (index_t l = 0; l < lanes; ++l) {
-            T const e = exp_branchless(x[j + l] - most);
+            T const distance = x[j + l] - most;
+            T const e = exp_branchless(distance);
             lane_sum[l] += e;
-            lane_dot[l] += e * (x[j + l] - most);
+            lane_dot[l] += e * (e > T(0) ? distance : T(0));
           }
         }
       } else {
@@ -66,9 +68,10 @@ void token_logprob_forward(Cpu& dev, Out<T, 1, Cpu> logp, OptionalOut<T, 1, Cpu>
         }
       }
       for (; j < v; ++j) {
-        T const e = exp_branchless(x[j] - most);
+        T const distance = x[j] - most;
+        T const e = exp_branchless(distance);
         sum += e;
-        dot += e * (x[j] - most);
+        dot += e * (e > T(0) ? distance : T(0));
       }
       for (index_t l = 0; l < lanes; ++l) {
         sum += lane_sum[l];
@@ -121,7 +124,9 @@ void token_logprob_backward(Cpu& dev, Out<T, 2, Cpu> logits, In<T, 1, Cpu> dlogp
         T const constant = g + h * entropy(i);
         for (index_t j = 0; j < v; ++j) {
           T const log_p = x[j] - log_sum;
-          x[j] = -exp_branchless(log_p) * (constant + h * log_p);
+          T const p = exp_branchless(log_p);
+          // A logit of -inf has no gradient; h log p would make it NaN.
+          x[j] = p == T(0) ? T(0) : -p * (constant + h * log_p);
         }
       }
       x[targets(i)] += g;

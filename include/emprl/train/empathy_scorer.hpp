@@ -122,7 +122,7 @@ std::vector<empathy::MechanismProbabilities> level_probabilities(Logits&& logits
 template <Scalar T>
 std::vector<empathy::MechanismProbabilities> level_probabilities(
     Cpu& dev, IdentifierModel<T> const& identifier, text::EncodedPairs const& pairs,
-    index_t rows_at_once = 64) {
+    index_t rows_at_once = rows_in_a_pass) {
   return detail::level_probabilities<T>(
       [&](RaggedView contexts, RaggedView responses, TensorView<T, 2, Cpu> out) {
         identifier.model.inference(dev, identifier.weights.views(), contexts, responses, out);
@@ -132,7 +132,8 @@ std::vector<empathy::MechanismProbabilities> level_probabilities(
 
 /// The same on an engine's device.
 inline std::vector<empathy::MechanismProbabilities> level_probabilities(
-    EngineIdentifier& identifier, text::EncodedPairs const& pairs, index_t rows_at_once = 64) {
+    EngineIdentifier& identifier, text::EncodedPairs const& pairs,
+    index_t rows_at_once = rows_in_a_pass) {
   return detail::level_probabilities<float>(
       [&](RaggedView contexts, RaggedView responses, TensorView<float, 2, Cpu> out) {
         identifier.logits(contexts, responses, out);
@@ -140,32 +141,47 @@ inline std::vector<empathy::MechanismProbabilities> level_probabilities(
       pairs, rows_at_once);
 }
 
+/// p[row][level] of an identifier for encoded pairs, at most so many rows in one pass: the model
+/// and the device that it is on, in one function.
+using LevelFunction = std::function<std::vector<empathy::MechanismProbabilities>(
+    text::EncodedPairs const& pairs, index_t rows_at_once)>;
+
+/// An identifier as such a function, which owns it. Its tokenizer may be moved out of it before.
+/// @param dev  outlives the function
+template <Scalar T>
+LevelFunction level_function(Cpu& dev, IdentifierModel<T> identifier) {
+  auto const model = std::make_shared<IdentifierModel<T> const>(std::move(identifier));
+  return [&dev, model](text::EncodedPairs const& pairs, index_t rows_at_once) {
+    return level_probabilities(dev, *model, pairs, rows_at_once);
+  };
+}
+
+/// The same on an engine's device.
+/// @param engine  outlives the function
+inline LevelFunction level_function(Engine& engine, IdentifierModel<float> identifier) {
+  auto model = std::make_shared<IdentifierModel<float> const>(std::move(identifier));
+  std::shared_ptr<EngineIdentifier> const there = engine.load(model->model, model->weights);
+  // The host's weights are those of the host's engine, and nobody's where they have gone up.
+  if (engine.cpu() == nullptr) model = nullptr;
+  return [model, there](text::EncodedPairs const& pairs, index_t rows_at_once) {
+    return level_probabilities(*there, pairs, rows_at_once);
+  };
+}
+
 /// The three identifiers of a folder as one function of text.
 template <Scalar T>
 class EmpathyScorer {
  public:
-  /// @param folder holds er/, ip/ and ex/
+  /// @param dev     outlives the scorer
+  /// @param folder  holds er/, ip/ and ex/
   /// @throws IoError naming what is missing or wrong
-  EmpathyScorer(Cpu& dev, std::filesystem::path const& folder) {
-    load(folder, [&](std::shared_ptr<IdentifierModel<T> const> identifier) -> Score {
-      return [&dev, identifier](text::EncodedPairs const& pairs) {
-        return level_probabilities(dev, *identifier, pairs);
-      };
-    });
-  }
+  EmpathyScorer(Cpu& dev, std::filesystem::path const& folder) { load(dev, folder); }
 
   /// The same on an engine's device.
+  /// @param engine  outlives the scorer
   EmpathyScorer(Engine& engine,
                 std::filesystem::path const& folder) requires(std::same_as<T, float>) {
-    load(folder, [&](std::shared_ptr<IdentifierModel<T> const> identifier) -> Score {
-      std::shared_ptr<EngineIdentifier> const there =
-          engine.load(identifier->model, identifier->weights);
-      // The host's weights are those of the CPU's engine, and nobody's where they have gone up.
-      if (engine.cpu() == nullptr) identifier = nullptr;
-      return [identifier, there](text::EncodedPairs const& pairs) {
-        return level_probabilities(*there, pairs);
-      };
-    });
+    load(engine, folder);
   }
 
   /// Of loading: tensors that were not used.
@@ -187,29 +203,25 @@ class EmpathyScorer {
         pairs.contexts = text::encode_texts(tokenizer, contexts, limits.context);
         pairs.responses = text::encode_texts(tokenizer, responses, limits.response);
       }
-      auto const one = scores_[k](pairs);
+      auto const one = levels_[k](pairs, rows_in_a_pass);
       for (std::size_t i = 0; i < one.size(); ++i) all[i][k] = one[i];
     }
     return all;
   }
 
  private:
-  using Score =
-      std::function<std::vector<empathy::MechanismProbabilities>(text::EncodedPairs const&)>;
-
-  template <class ScoreOf>
-  void load(std::filesystem::path const& folder, ScoreOf&& score_of) {
+  template <class Place>
+  void load(Place& place, std::filesystem::path const& folder) {
     for (data::Mechanism const mechanism : data::all_mechanisms) {
-      auto identifier = std::make_shared<IdentifierModel<T>>(
-          load_identifier<T>(folder / std::string(data::mechanism_name(mechanism))));
-      warnings_.insert(warnings_.end(), identifier->warnings.begin(), identifier->warnings.end());
-      tokenizers_.push_back(std::move(identifier->tokenizer));
-      scores_.push_back(score_of(std::shared_ptr<IdentifierModel<T> const>(std::move(identifier))));
+      auto identifier = load_identifier<T>(folder / std::string(data::mechanism_name(mechanism)));
+      warnings_.insert(warnings_.end(), identifier.warnings.begin(), identifier.warnings.end());
+      tokenizers_.push_back(std::move(identifier.tokenizer));
+      levels_.push_back(level_function(place, std::move(identifier)));
     }
   }
 
   std::vector<text::SentencePieceTokenizer> tokenizers_;
-  std::vector<Score> scores_;
+  std::vector<LevelFunction> levels_;
   std::vector<std::string> warnings_;
 };
 

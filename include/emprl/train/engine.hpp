@@ -53,6 +53,9 @@ inline Precision precision_of(std::string_view name) {
                     "\" is unknown; float32 and bf16 are understood.");
 }
 
+/// Rows in one pass of a frozen model over many, where nobody says.
+inline constexpr index_t rows_in_a_pass = 64;
+
 /// A frozen T5 on an engine's device.
 class EngineT5 {
  public:
@@ -304,8 +307,9 @@ class Engine {
   virtual DeviceEngine* device() = 0;
   virtual Precision precision() const = 0;
 
-  /// A frozen T5 with the adapter that it has. `host` outlives it; where the device has a memory of
-  /// its own, later changes of `host` are not seen.
+  /// A frozen T5 with the adapter that it has. The host's engine refers to `host`, which outlives
+  /// it; a device with a memory of its own has a copy when this returns, `host` may go, and later
+  /// changes of it are not seen.
   virtual std::unique_ptr<EngineT5> load(T5Weights<float, Cpu> const& host) = 0;
   /// The same for an identifier.
   virtual std::unique_ptr<EngineIdentifier> load(

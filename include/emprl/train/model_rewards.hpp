@@ -6,16 +6,26 @@
 // the decoded context and response of an episode, encoded anew with their own tokenizer, which need
 // not be the policy's. Neither needs a payload or a reference.
 //
-//   train::PerplexityReward fluent(dev, train::load_generator<float>("t5"));
-//   train::ClassifierReward<float> warm(dev, "runs/identifiers/er", {.level = 2});
+//   train::CpuEngine engine(2);  // or any other: a CudaEngine, what a program made of --device
+//   train::PerplexityReward fluent(engine, train::load_generator<float>("t5"));
+//   train::ClassifierReward<float> warm(engine, "runs/identifiers/er", {.level = 2});
 //   auto reward = rl::weighted_sum(1.0, rl::Named{"fluent", rl::Normalised{std::ref(fluent)}},
 //                                  2.0, rl::Named{"warm", std::ref(warm)});
 //
-// Both can be moved, not copied: hand them over with std::move, or lend them with std::ref. They
-// work on the device they are given, keep nothing between calls, and never train their model.
+// On an engine the model is where the engine's device computes, in the engine's precision; the host
+// keeps the tokenizer alone where the device has a memory of its own. In place of an engine there
+// may be a Cpu context, and then the numbers may be double. On the same threads both give the same
+// bits.
+//
+// Both rewards can be moved, not copied: hand them over with std::move, or lend them with std::ref.
+// They refer to the engine or context, which outlives them, keep nothing between calls, and never
+// train their model.
 
+#include <concepts>
 #include <cstddef>
 #include <filesystem>
+#include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -26,6 +36,7 @@
 #include "emprl/rl/types.hpp"
 #include "emprl/text/batching.hpp"
 #include "emprl/train/empathy_scorer.hpp"
+#include "emprl/train/engine.hpp"
 #include "emprl/train/sequence_task.hpp"
 
 namespace emprl::train {
@@ -43,6 +54,33 @@ inline void validate_batching(text::TokenLimits const& limits, index_t rows_at_o
   at_least_one("rows_at_once", rows_at_once);
 }
 
+/// log p of each row's response: the model and the device that it is on, in one function, which
+/// owns the model.
+using RowLikelihoods =
+    std::function<std::vector<double>(text::EncodedPairs const& pairs, index_t rows_at_once)>;
+
+template <Scalar T>
+RowLikelihoods row_likelihoods(Cpu& dev, Generator<T> judge) {
+  auto const model = std::make_shared<Generator<T> const>(std::move(judge));
+  return [&dev, model](text::EncodedPairs const& pairs, index_t rows_at_once) {
+    std::vector<double> logp;
+    likelihood(dev, *model, pairs, rows_at_once, &logp);
+    return logp;
+  };
+}
+
+inline RowLikelihoods row_likelihoods(Engine& engine, Generator<float> judge) {
+  auto model = std::make_shared<Generator<float> const>(std::move(judge));
+  std::shared_ptr<EngineT5> const there = engine.load(*model);
+  // The host's weights are those of the host's engine, and nobody's where they have gone up.
+  if (engine.cpu() == nullptr) model = nullptr;
+  return [model, there](text::EncodedPairs const& pairs, index_t rows_at_once) {
+    std::vector<double> logp;
+    likelihood(*there, pairs, rows_at_once, &logp);
+    return logp;
+  };
+}
+
 }  // namespace detail
 
 /// What a PerplexityReward reads of an episode.
@@ -51,7 +89,7 @@ struct PerplexityRewardSettings {
   /// `</s>` alone.
   bool read_context = true;
   text::TokenLimits limits = {};
-  index_t rows_at_once = 64;  ///< episodes in one pass of the model
+  index_t rows_at_once = rows_in_a_pass;  ///< episodes in one pass of the model
 
   /// @throws ConfigError naming the setting
   void validate() const { detail::validate_batching(limits, rows_at_once); }
@@ -69,27 +107,34 @@ struct PerplexityRewardSettings {
 template <Scalar T>
 class PerplexityReward {
  public:
-  /// @param judge with its prefix, if it has one; its value head is not used
+  /// @param judge with its prefix or LoRA, if it has one; its value head is not used
   /// @throws ConfigError naming a setting out of range
   PerplexityReward(Cpu& dev, Generator<T> judge, PerplexityRewardSettings const& settings = {})
-      : dev_(dev), judge_(std::move(judge)), settings_(settings) {
-    settings_.validate();
-  }
+      : PerplexityReward(OnPlace{}, dev, std::move(judge), settings) {}
+
+  /// The same on an engine's device.
+  PerplexityReward(Engine& engine, Generator<T> judge,
+                   PerplexityRewardSettings const& settings = {}) requires(std::same_as<T, float>)
+      : PerplexityReward(OnPlace{}, engine, std::move(judge), settings) {}
 
   /// @param folder a T5 folder
   /// @throws IoError naming the file, and the field or tensor in it, that is missing or wrong
   PerplexityReward(Cpu& dev, std::filesystem::path const& folder,
                    PerplexityRewardSettings const& settings = {})
-      : PerplexityReward(dev, load_generator<T>(folder), settings) {}
+      : PerplexityReward(OnPlace{}, dev, load_generator<T>(folder), settings) {}
+
+  /// The same on an engine's device.
+  PerplexityReward(Engine& engine, std::filesystem::path const& folder,
+                   PerplexityRewardSettings const& settings = {}) requires(std::same_as<T, float>)
+      : PerplexityReward(OnPlace{}, engine, load_generator<T>(folder), settings) {}
 
   /// @throws ShapeError unless there is one score an episode to be written
   void operator()(rl::EpisodeBatch const& episodes, std::span<float> scores) const {
     expects(scores.size() == episodes.size(), "a reward writes one score an episode");
     text::TokenLimits limits = settings_.limits;
     if (!settings_.read_context) limits.context = 1;  // room for `</s>` alone
-    auto const pairs = text::encode_pairs(judge_.tokenizer, episodes.episodes, limits);
-    std::vector<double> logp;
-    likelihood(dev_, judge_, pairs, settings_.rows_at_once, &logp);
+    auto const pairs = text::encode_pairs(tokenizer_, episodes.episodes, limits);
+    std::vector<double> const logp = likelihoods_(pairs, settings_.rows_at_once);
     for (std::size_t i = 0; i < scores.size(); ++i) {
       auto const tokens = pairs.responses.view().length(static_cast<index_t>(i));
       scores[i] = static_cast<float>(logp[i] / static_cast<double>(tokens));
@@ -97,9 +142,18 @@ class PerplexityReward {
   }
 
  private:
-  Cpu& dev_;
-  Generator<T> judge_;
+  struct OnPlace {};  // tells the constructor of them all from the others
+
+  template <class Place>
+  PerplexityReward(OnPlace, Place& place, Generator<T> judge,
+                   PerplexityRewardSettings const& settings)
+      : settings_((settings.validate(), settings)),
+        tokenizer_(std::move(judge.tokenizer)),
+        likelihoods_(detail::row_likelihoods(place, std::move(judge))) {}
+
   PerplexityRewardSettings settings_;
+  text::SentencePieceTokenizer tokenizer_;
+  detail::RowLikelihoods likelihoods_;
 };
 
 static_assert(rl::RewardModel<PerplexityReward<float>>);
@@ -110,7 +164,7 @@ struct ClassifierRewardSettings {
   /// level.
   std::optional<int> level = {};
   text::TokenLimits limits = {};
-  index_t rows_at_once = 64;  ///< episodes in one pass of the model
+  index_t rows_at_once = rows_in_a_pass;  ///< episodes in one pass of the model
 
   /// @throws ConfigError naming the setting
   void validate() const {
@@ -132,22 +186,29 @@ class ClassifierReward {
   /// @throws ConfigError naming a setting out of range
   ClassifierReward(Cpu& dev, IdentifierModel<T> classifier,
                    ClassifierRewardSettings const& settings = {})
-      : dev_(dev), classifier_(std::move(classifier)), settings_(settings) {
-    settings_.validate();
-  }
+      : ClassifierReward(OnPlace{}, dev, std::move(classifier), settings) {}
+
+  /// The same on an engine's device.
+  ClassifierReward(Engine& engine, IdentifierModel<T> classifier,
+                   ClassifierRewardSettings const& settings = {}) requires(std::same_as<T, float>)
+      : ClassifierReward(OnPlace{}, engine, std::move(classifier), settings) {}
 
   /// @param folder an identifier's: runs/identifiers/er, say
   /// @throws IoError naming the file, and the field or tensor in it, that is missing or wrong
   ClassifierReward(Cpu& dev, std::filesystem::path const& folder,
                    ClassifierRewardSettings const& settings = {})
-      : ClassifierReward(dev, load_identifier<T>(folder), settings) {}
+      : ClassifierReward(OnPlace{}, dev, load_identifier<T>(folder), settings) {}
+
+  /// The same on an engine's device.
+  ClassifierReward(Engine& engine, std::filesystem::path const& folder,
+                   ClassifierRewardSettings const& settings = {}) requires(std::same_as<T, float>)
+      : ClassifierReward(OnPlace{}, engine, load_identifier<T>(folder), settings) {}
 
   /// @throws ShapeError unless there is one score an episode to be written
   void operator()(rl::EpisodeBatch const& episodes, std::span<float> scores) const {
     expects(scores.size() == episodes.size(), "a reward writes one score an episode");
-    auto const pairs =
-        text::encode_pairs(classifier_.tokenizer, episodes.episodes, settings_.limits);
-    auto const p = level_probabilities(dev_, classifier_, pairs, settings_.rows_at_once);
+    auto const pairs = text::encode_pairs(tokenizer_, episodes.episodes, settings_.limits);
+    auto const p = levels_(pairs, settings_.rows_at_once);
     for (std::size_t i = 0; i < scores.size(); ++i) {
       double const score = settings_.level ? p[i][static_cast<std::size_t>(*settings_.level)]
                                            : (p[i][1] + 2.0 * p[i][2]) / 2.0;
@@ -156,9 +217,18 @@ class ClassifierReward {
   }
 
  private:
-  Cpu& dev_;
-  IdentifierModel<T> classifier_;
+  struct OnPlace {};  // tells the constructor of them all from the others
+
+  template <class Place>
+  ClassifierReward(OnPlace, Place& place, IdentifierModel<T> classifier,
+                   ClassifierRewardSettings const& settings)
+      : settings_((settings.validate(), settings)),
+        tokenizer_(std::move(classifier.tokenizer)),
+        levels_(level_function(place, std::move(classifier))) {}
+
   ClassifierRewardSettings settings_;
+  text::SentencePieceTokenizer tokenizer_;
+  LevelFunction levels_;
 };
 
 static_assert(rl::RewardModel<ClassifierReward<float>>);

@@ -88,7 +88,8 @@ Likelihood likelihood(LogProbabilities&& logprobs, text::EncodedPairs const& pai
 /// row.
 template <Scalar T>
 Likelihood likelihood(Cpu& dev, Generator<T> const& generator, text::EncodedPairs const& pairs,
-                      index_t rows_at_once = 64, std::vector<double>* per_row = nullptr) {
+                      index_t rows_at_once = rows_in_a_pass,
+                      std::vector<double>* per_row = nullptr) {
   return detail::likelihood<T>(
       [&](RaggedView contexts, RaggedView responses, std::span<T> logp) {
         token_logprobs(dev, generator, contexts, responses, logp);
@@ -98,7 +99,8 @@ Likelihood likelihood(Cpu& dev, Generator<T> const& generator, text::EncodedPair
 
 /// The same on an engine's device.
 inline Likelihood likelihood(EngineT5& model, text::EncodedPairs const& pairs,
-                             index_t rows_at_once = 64, std::vector<double>* per_row = nullptr) {
+                             index_t rows_at_once = rows_in_a_pass,
+                             std::vector<double>* per_row = nullptr) {
   return detail::likelihood<float>(
       [&](RaggedView contexts, RaggedView responses, std::span<float> logp) {
         model.logprobs(contexts, responses, logp);
