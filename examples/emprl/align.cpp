@@ -14,6 +14,7 @@
 #include "emprl/train/empathy_reward.hpp"
 #include "emprl/train/empathy_scorer.hpp"
 #include "emprl/train/engine_tasks.hpp"
+#include "emprl/train/interrupt.hpp"
 #include "emprl/train/pipe_reward.hpp"
 #include "engine.hpp"
 
@@ -107,6 +108,7 @@ void align(Common const& common, AlignOptions const& o) {
   fmt::print("PPO on {} dialogues; log-probabilities are {}, the KL coefficient is {} and {}\n",
              set.pairs.size(), o.logprobs, o.kl_coefficient,
              settings.adaptive_kl ? "adaptive" : "fixed");
+  train::InterruptGuard const guard;  // from here on Ctrl-C finishes the step and saves
   train::MetricsLog log(o.out);
   auto const with = [&](auto reward) {
     return train::align(*engine, generator, reward, set.pairs, settings, &log);
