@@ -14,6 +14,7 @@
 #include "emprl/train/empathy_reward.hpp"
 #include "emprl/train/empathy_scorer.hpp"
 #include "emprl/train/engine_tasks.hpp"
+#include "emprl/train/interrupt.hpp"
 #include "emprl/train/pipe_reward.hpp"
 #include "engine.hpp"
 
@@ -112,6 +113,7 @@ void align(Common const& common, AlignOptions const& o) {
   fmt::print(
       "up to {} dialogues in a pass; the update's first pass is {}\n", settings.ppo.rows_at_once(),
       settings.ppo.share_old_pass ? "the evaluation's, from the second step on" : "computed anew");
+  train::InterruptGuard const guard;  // from here on Ctrl-C finishes the step and saves
   train::MetricsLog log(o.out);
   auto const with = [&](auto reward) {
     return train::align(*engine, generator, reward, set.pairs, settings, &log);

@@ -54,6 +54,7 @@ void expect_there(fs::path const& path, std::string const& option);
 
 void add_tokenizer(CLI::App& app, Common& common);
 void add_init(CLI::App& app, Common& common);
+void add_pretrain(CLI::App& app, Common& common);
 void add_finetune(CLI::App& app, Common& common);
 void add_identify(CLI::App& app, Common& common);
 void add_label(CLI::App& app, Common& common);
@@ -87,6 +88,27 @@ struct InitOptions {
   fs::path out;
 };
 void init_model(Common const& common, InitOptions const& options);
+
+struct PretrainOptions {
+  fs::path model, out;
+  std::vector<fs::path> text;       ///< plain text, a paragraph a line
+  std::vector<fs::path> dialogues;  ///< JSON lines with "turns"
+  index_t length = 256;             ///< tokens of a window
+  double density = 0.15;
+  double mean_span = 3;
+  index_t steps = 10'000;
+  index_t batch_tokens = 16'384;
+  double learning_rate = 1e-3;
+  std::string schedule = "linear";
+  index_t warmup = 500;
+  double dropout = 0;
+  index_t valid_windows = 256;  ///< held out
+  index_t validate_every = 500;
+  index_t save_every = 0;
+};
+/// Trains by span corruption, keeps the best weights that were validated, writes the model to
+/// `out`.
+void pretrain(Common const& common, PretrainOptions const& options);
 
 struct FinetuneOptions {
   fs::path model, train, valid, out;

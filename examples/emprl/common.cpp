@@ -167,12 +167,16 @@ std::string read_standard_input() {
 
 }  // namespace
 
+InputText read_input(fs::path const& path, std::string const& option) {
+  if (path == "-") return {read_standard_input(), "standard input"};
+  expect_there(path, option);
+  return {io::read_file(path), path.string()};
+}
+
 std::vector<InputLine> read_lines(fs::path const& path, std::string const& option,
                                   std::string const& holds) {
-  bool const standard = path == "-";
-  if (!standard) expect_there(path, option);
-  std::string const name = standard ? "standard input" : path.string();
-  io::JsonLinesReader reader(standard ? read_standard_input() : io::read_file(path), name);
+  auto [bytes, name] = read_input(path, option);
+  io::JsonLinesReader reader(std::move(bytes), name);
   std::vector<InputLine> lines;
   for (io::JsonLine line; reader.next(line);) {
     lines.push_back({std::move(line.value), reader.where()});

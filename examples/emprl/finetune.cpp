@@ -10,7 +10,9 @@
 
 #include "emprl/data/pairs.hpp"
 #include "emprl/train/engine_tasks.hpp"
+#include "emprl/train/interrupt.hpp"
 #include "engine.hpp"
+#include "fitting.hpp"
 
 namespace emprl::program {
 
@@ -89,6 +91,7 @@ void finetune(Common const& common, FinetuneOptions const& o) {
   fit.patience = o.patience;
   fit.checkpoint = o.out / "checkpoint";
   if (o.log_batches) write_batches(o.out, train_pairs, fit);
+  train::InterruptGuard const guard;  // from here on Ctrl-C finishes the step and saves
   train::MetricsLog log(o.out);
   train::FitResult const result = train::fit_sequences(*engine, generator, train_set, valid_set,
                                                        {.tuning = tuning,
@@ -104,15 +107,9 @@ void finetune(Common const& common, FinetuneOptions const& o) {
   } else {
     train::save_adapter(o.out, generator, o.model.string());
   }
-  io::Json epochs = io::Json::array();
-  for (train::EpochResult const& e : result.epochs) {
-    epochs.push_back({{"train_loss", e.train_loss}, {"valid_loss", e.valid_loss}});
-  }
-  io::write_json_file(o.out / "training.json", {{"best_epoch", result.best_epoch + 1},
-                                                {"best_validation_loss", result.best_loss},
-                                                {"steps", result.steps},
-                                                {"epochs", epochs}});
+  write_training(o.out, result);
   train::discard_checkpoint(fit.checkpoint);
+  print_speed(result);
   fmt::print(
       "The best epoch is {} with a validation loss of {:.4f} (perplexity {:.2f}); written to {}\n",
       result.best_epoch + 1, result.best_loss, std::exp(result.best_loss), o.out.string());
@@ -136,15 +133,7 @@ void add_finetune(CLI::App& app, Common& common) {
   c->add_option("--batch", o->batch, "Pairs in a step")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  c->add_option("--lr", o->learning_rate, "Peak learning rate")->capture_default_str();
-  c->add_option("--schedule", o->schedule, "constant, linear, inverse_sqrt or cosine")
-      ->capture_default_str();
-  c->add_option("--warmup", o->warmup, "Steps of warm-up")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  c->add_option("--dropout", o->dropout, "Dropout")
-      ->check(CLI::Range(0.0, 0.9))
-      ->capture_default_str();
+  add_learning_options(*c, o->learning_rate, o->schedule, o->warmup, o->dropout);
   c->add_option("--prefix-length", o->prefix_length, "Positions of a prefix")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

@@ -12,6 +12,7 @@
 #include "emprl/empathy/bag_of_words.hpp"
 #include "emprl/train/engine_tasks.hpp"
 #include "emprl/train/identifier_report.hpp"
+#include "emprl/train/interrupt.hpp"
 #include "engine.hpp"
 #include "table.hpp"
 
@@ -52,6 +53,7 @@ void identify(Common const& common, IdentifyOptions const& o) {
   prepare_output(o.out);
   write_configuration(o.out, common);
 
+  train::InterruptGuard const guard;  // from here on Ctrl-C finishes the step and saves
   io::Json report = io::Json::array();
   for (data::Mechanism const mechanism : data::all_mechanisms) {
     std::string const name(data::mechanism_name(mechanism));

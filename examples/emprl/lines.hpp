@@ -13,6 +13,16 @@
 
 namespace emprl::program {
 
+/// A text of the input, and what messages call it.
+struct InputText {
+  std::string bytes;
+  std::string name;
+};
+
+/// All of a file, or of standard input, which cannot be read a second time, for "-".
+/// @throws ConfigError naming the option if the file is not there; IoError if it cannot be read
+InputText read_input(fs::path const& path, std::string const& option);
+
 /// An object of the input, and "file:line" where it stood.
 struct InputLine {
   io::Json value;

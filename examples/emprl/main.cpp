@@ -233,8 +233,9 @@ int run(Words const& words) {
   app.require_subcommand(1);
   Common common;
   common.command_line = quoted(words);
-  for (auto const add : {add_run, add_tokenizer, add_init, add_finetune, add_identify, add_label,
-                         add_align, add_generate, add_score, add_evaluate, add_chat, add_merge}) {
+  for (auto const add :
+       {add_run, add_tokenizer, add_init, add_pretrain, add_finetune, add_identify, add_label,
+        add_align, add_generate, add_score, add_evaluate, add_chat, add_merge}) {
     add(app, common);
   }
 

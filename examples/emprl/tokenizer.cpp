@@ -9,16 +9,14 @@
 #include <limits>
 #include <memory>
 #include <string>
-#include <string_view>
 #include <system_error>
 #include <utility>
 #include <vector>
 
 #include "commands.hpp"
 #include "emprl/data/pairs.hpp"
+#include "emprl/data/running_text.hpp"
 #include "emprl/io/hugging_face.hpp"
-#include "emprl/io/lines.hpp"
-#include "emprl/io/utf8.hpp"
 #include "emprl/text/batching.hpp"
 #include "emprl/text/train_tokenizer.hpp"
 #include "emprl/train/metrics_log.hpp"
@@ -38,18 +36,6 @@ bool holds_dialogues(fs::path const& path) {
   std::string const bytes = io::read_file(path);
   std::size_t const first = bytes.find_first_not_of(" \t\r\n");
   return first != std::string::npos && bytes[first] == '{';
-}
-
-std::vector<std::string> plain_lines(fs::path const& path) {
-  std::string const bytes = io::read_file(path);
-  io::LineReader reader(bytes, path.string());
-  std::vector<std::string> texts;
-  for (std::string_view line; reader.next(line);) {
-    reader.check_utf8(line);
-    if (!io::is_blank(line)) texts.emplace_back(line);
-  }
-  if (texts.empty()) throw IoError(path.string() + ": the file holds no text.");
-  return texts;
 }
 
 /// What `emprl tokenizer` does with a tokenizer that is there.
@@ -110,9 +96,10 @@ void train_tokenizer(Common const& common, TokenizerOptions const& options) {
     throw ConfigError("--vocabulary: " + std::to_string(options.vocabulary) +
                       " is too few; the 100 sentinels are among them, and 8 pieces are the least.");
   }
-  std::vector<std::string> const texts = holds_dialogues(options.input)
-                                             ? data::load_texts(options.input, data::Split::train)
-                                             : plain_lines(options.input);
+  std::vector<std::string> const texts =
+      holds_dialogues(options.input)
+          ? data::load_texts(options.input, data::Split::train)
+          : data::paragraphs_of(io::read_file(options.input), options.input.string());
   prepare_output(options.out);
   text::TokenizerTraining training;
   training.vocabulary = options.vocabulary - text::sentinel_count;

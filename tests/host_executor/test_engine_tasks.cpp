@@ -20,7 +20,9 @@
 #include "emprl/gen/beam_search.hpp"
 #include "emprl/io/file.hpp"
 #include "emprl/rl/reward_combinators.hpp"
+#include "emprl/text/span_corruption.hpp"
 #include "emprl/text/train_tokenizer.hpp"
+#include "emprl/text/windows.hpp"
 #include "emprl/train/cpu_engine.hpp"
 #include "emprl/train/cuda_engine.cuh"
 #include "emprl/train/empathy_reward.hpp"
@@ -275,6 +277,61 @@ TEST_CASE("engine: finetune has on the GPU the losses and the model of the CPU",
   auto const [lora_losses, lora_rows] = run(cpu, train::Tuning::lora);
   test::check_close("loss of a LoRA in 16 bits", run(half, train::Tuning::lora).first, lora_losses,
                     12 * 0x1p-8);
+}
+
+TEST_CASE("engine: span corruption has on the GPU the losses and the model of the CPU",
+          "[cuda][train][span_corruption][engine]") {
+  namespace test = on_engines;
+  train::Generator<float> const start = test::generator();
+  std::vector<std::string> texts;
+  for (data::Pair const& pair : test::dialogues()) {
+    texts.push_back(pair.context);
+    texts.push_back(pair.response);
+  }
+  auto const sentinels = start.tokenizer.sentinel_ids();
+  Ragged windows;
+  text::append_windows(start.tokenizer, std::span<std::string const>(texts), 12, sentinels,
+                       windows);
+  REQUIRE(windows.rows() >= 6);
+  // Two steps of three windows an epoch, other spans in the second.
+  std::vector<index_t> seen;
+  train::SequenceExamples const examples(6,
+                                         [&](std::span<index_t const> rows, std::uint32_t step) {
+                                           seen.insert(seen.end(), rows.begin(), rows.end());
+                                           return text::corrupt_windows(windows.view(), rows, {},
+                                                                        sentinels, 5, step / 2);
+                                         },
+                                         {{"made", "by hand"}});
+  std::vector<index_t> const first{0, 1, 2};
+  auto const valid = text::corrupt_windows(windows.view(), first, {0.4, 2}, sentinels, 5, 9);
+  train::CpuEngine cpu(2);
+  auto const run = [&](train::Engine& engine, std::filesystem::path const& checkpoint = {}) {
+    train::Generator<float> g = test::generator();
+    train::FitOptions options = test::fit_options(2);
+    options.checkpoint = checkpoint;
+    seen.clear();
+    auto const result = train::fit_sequences(engine, g, examples, valid, {}, options);
+    CHECK(seen.size() == 12);
+    CHECK(result.tokens > 0);
+    return std::pair(test::losses(result), test::response_logprobs(cpu, g));
+  };
+  auto const [losses, rows] = run(cpu);
+  CHECK(losses.back() < losses.front());
+  train::CudaEngine<float> gpu;
+  emprl::test::TemporaryFolder const folder;
+  auto const [their_losses, their_rows] = run(gpu, folder / "checkpoint");
+  // Four steps in float.
+  test::check_close("loss", their_losses, losses, 1e-4);
+  test::check_close("response", their_rows, rows, 1e-4);
+  train::CudaEngine<Bf16> half;
+  test::check_close("loss in 16 bits", run(half).first, losses, 12 * 0x1p-8);
+  // What examples depend on is what a checkpoint is held against.
+  train::Generator<float> g = test::generator();
+  train::FitOptions options = test::fit_options(2);
+  options.checkpoint = folder / "checkpoint";
+  train::SequenceExamples const others(6, examples.batch, {{"made", "otherwise"}});
+  CHECK_THROWS_WITH(train::fit_sequences(cpu, g, others, valid, {}, options),
+                    Catch::Matchers::ContainsSubstring("otherwise"));
 }
 
 TEST_CASE("engine: an adapter that is not what is trained is refused on every device",

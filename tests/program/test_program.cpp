@@ -164,15 +164,44 @@ void write_posts(Workshop const& w) {
   }
 }
 
+/// A text and dialogues for `pretrain`: book.txt and talk.jsonl.
+void write_running_text(Workshop const& w) {
+  std::vector<std::string> const who{"my sister", "my dog", "an old friend", "the neighbour",
+                                     "my boss"};
+  std::string book, talk;
+  for (std::size_t i = 0; i < 80; ++i) {
+    book += "Yesterday " + who[i % 5] + " won a prize and " + who[i * 3 % 5] +
+            " forgot me, it was day " + std::to_string(i) + "\n\n";
+  }
+  for (std::size_t i = 0; i < 40; ++i) {
+    Json const line{{"turns", {"Tell me about " + who[i % 5] + ".", "How wonderful!"}}};
+    talk += line.dump() + "\n";
+  }
+  w.write("book.txt", book);
+  w.write("talk.jsonl", talk);
+}
+
+/// Runs a command and asks it to stop once its log has a step. A shell's children in the background
+/// do not hear Ctrl-C; SIGTERM asks for the same.
+Outcome stop(Workshop const& w, std::string const& arguments, std::string const& log) {
+  return w.shell("'" EMPRL_PROGRAM "' " + arguments +
+                 " & pid=$!\n"
+                 "while kill -0 $pid 2>/dev/null && ! grep -q '\"step\":' " +
+                 log +
+                 " 2>/dev/null; do sleep 0.01; done\n"
+                 "kill -TERM $pid 2>/dev/null\n"
+                 "wait $pid");
+}
+
 std::string const generate = "generate --model model --input in.jsonl ";
 
 }  // namespace
 
 TEST_CASE("program: every command has a help of at most 80 columns with examples", "[program]") {
   auto const& w = workshop();
-  std::vector<std::string> commands{"",         "run",   "tokenizer", "init",     "finetune",
-                                    "identify", "label", "align",     "generate", "score",
-                                    "evaluate", "chat",  "merge"};
+  std::vector<std::string> commands{"",         "run",      "tokenizer", "init",  "pretrain",
+                                    "finetune", "identify", "label",     "align", "generate",
+                                    "score",    "evaluate", "chat",      "merge"};
   for (std::string const& command : commands) {
     Outcome const outcome = w.run(command + " --help");
     INFO(command << "\n" << outcome.out << outcome.err);
@@ -838,6 +867,156 @@ TEST_CASE("program: finetune --log-batches names the pairs of every step", "[pro
   REQUIRE(w.run("finetune --model model --train data/train.jsonl --out silent --epochs 1").status ==
           0);
   CHECK_FALSE(fs::exists(w / "silent/batches.jsonl"));
+}
+
+TEST_CASE("program: pretrain learns from text and dialogues, and says how fast", "[program]") {
+  auto const& w = workshop();
+  write_running_text(w);
+  std::string const pretrain =
+      "pretrain --model model --text book.txt --dialogues talk.jsonl --length 32 "
+      "--batch-tokens 256 --lr 1e-2 --warmup 5 --valid-windows 4 ";
+  Outcome const run = w.run(pretrain + "--steps 60 --validate-every 20 --out learnt");
+  INFO(run.out << run.err);
+  REQUIRE(run.status == 0);
+  CHECK_THAT(run.out, ContainsSubstring("book.txt: 80 paragraphs, "));
+  CHECK_THAT(run.out, ContainsSubstring("talk.jsonl: 80 turns, "));
+  CHECK_THAT(run.out, ContainsSubstring(" 4 held out; 8 windows a step"));
+  CHECK_THAT(run.out, ContainsSubstring("tokens/s"));
+  CHECK_THAT(run.out, ContainsSubstring("perplexity"));
+  CHECK_THAT(run.err, ContainsSubstring("step 20 of 60"));
+  std::vector<double> losses;
+  std::vector<Json> validations;
+  for (auto const& line : w.lines("learnt/metrics.jsonl")) {
+    if (line.at("phase") == "pretrain") losses.push_back(line.at("loss").get<double>());
+    if (line.at("phase") == "pretrain validation") validations.push_back(line);
+  }
+  REQUIRE(losses.size() == 60);
+  CHECK(losses.back() < losses.front() - 1);
+  REQUIRE(validations.size() == 3);
+  for (std::size_t i = 0; i < 3; ++i) {
+    CHECK(validations[i].at("step") == 20 * (i + 1));
+    CHECK(validations[i].at("tokens_per_second").get<double>() > 0);
+  }
+  Json const training = emprl::io::read_json_file(w / "learnt/training.json");
+  CHECK(training.at("steps") == 60);
+  CHECK(training.at("tokens").get<double>() > 60 * 8 * 30);
+  CHECK(training.at("seconds").get<double>() > 0);
+  CHECK_FALSE(fs::exists(w / "learnt/checkpoint"));
+  // What it writes is a model like others.
+  CHECK(w.run("finetune --model learnt --train data/train.jsonl --out learnt_more --epochs 1")
+            .status == 0);
+  // The same text through a pipe, and the configuration that the folder holds.
+  REQUIRE(w.run(pretrain + "--steps 3 --out three").status == 0);
+  REQUIRE(w.shell("cat book.txt | emprl pretrain --config three/configuration.json --text - "
+                  "--out piped")
+              .status == 0);
+  CHECK(read_file(w / "piped/model.safetensors") == read_file(w / "three/model.safetensors"));
+  REQUIRE(w.run("pretrain --config three/configuration.json --out again").status == 0);
+  CHECK(read_file(w / "again/model.safetensors") == read_file(w / "three/model.safetensors"));
+  REQUIRE(w.run("pretrain --config three/configuration.json --seed 7 --out other").status == 0);
+  CHECK(read_file(w / "other/model.safetensors") != read_file(w / "three/model.safetensors"));
+}
+
+TEST_CASE("program: a pretraining that was stopped goes on to the same bits", "[program]") {
+  auto const& w = workshop();
+  write_running_text(w);
+  std::string const arguments =
+      " --model model --text book.txt --dialogues talk.jsonl --length 32 --batch-tokens 128 "
+      "--steps 400 --validate-every 50 --dropout 0.1 --threads 1 ";
+  REQUIRE(w.run("pretrain" + arguments + "--out straight").status == 0);
+  // Where the machine is so fast that it was done, nothing was stopped.
+  Outcome const stopped =
+      stop(w, "pretrain" + arguments + "--out stopped", "stopped/metrics.jsonl");
+  INFO(stopped.out << stopped.err);
+  if (stopped.status != 0) {
+    CHECK(stopped.status == 1);
+    CHECK_THAT(stopped.err, ContainsSubstring("interrupted; the same command goes on from step "));
+    CHECK(fs::exists(w / "stopped/checkpoint"));
+    CHECK_FALSE(fs::exists(w / "stopped/model.safetensors"));
+    // Other text is another run.
+    check_refused(w.run("pretrain --model model --text book.txt --length 32 --batch-tokens 128 "
+                        "--steps 400 --validate-every 50 --dropout 0.1 --out stopped"),
+                  2, {"examples"});
+    REQUIRE(w.run("pretrain" + arguments + "--out stopped").status == 0);
+  }
+  CHECK(read_file(w / "stopped/model.safetensors") == read_file(w / "straight/model.safetensors"));
+  std::vector<Json> losses[2];
+  for (int i = 0; i < 2; ++i) {
+    for (auto const& line : w.lines(i == 0 ? "straight/metrics.jsonl" : "stopped/metrics.jsonl")) {
+      if (line.contains("loss")) losses[i].push_back(line.at("loss"));
+      if (line.contains("valid_loss")) losses[i].push_back(line.at("valid_loss"));
+    }
+  }
+  CHECK(losses[0].size() == 408);
+  CHECK(losses[0] == losses[1]);
+}
+
+TEST_CASE("program: a command that trains and is asked to stop finishes its step and saves",
+          "[program]") {
+  auto const& w = workshop();
+  write_posts(w);
+  write_running_text(w);
+  w.write("half.sh",
+          "while read -r line; do\n"
+          "  id=$(printf '%s' \"$line\" | sed 's/.*\"id\": *\\([0-9]*\\).*/\\1/')\n"
+          "  printf '{\"id\": %s, \"score\": 0.5}\\n' \"$id\"\n"
+          "done\n");
+  struct Case {
+    std::string arguments, log, checkpoint;
+  };
+  // None of them would end by itself in a day.
+  std::vector<Case> const cases{
+      {"pretrain --model model --text book.txt --length 32 --batch-tokens 64 --steps 100000000 "
+       "--out s1",
+       "s1/metrics.jsonl", "s1/checkpoint"},
+      {"finetune --model model --train data/train.jsonl --epochs 10000000 --out s2",
+       "s2/metrics.jsonl", "s2/checkpoint"},
+      {"identify --encoder model --data posts --mechanism er --epochs 10000000 --patience 0 "
+       "--out s3",
+       "s3/er/metrics.jsonl", "s3/er/checkpoint"},
+      {"align --model model --data data --steps 10000000 --batch 4 --mini-batch 4 --save-every 0 "
+       "--reward-command 'sh half.sh' --out s4",
+       "s4/metrics.jsonl", "s4/checkpoint"}};
+  for (Case const& c : cases) {
+    Outcome const outcome = stop(w, c.arguments, c.log);
+    INFO(c.arguments << "\n" << outcome.out << outcome.err);
+    check_refused(outcome, 1, {"interrupted; the same command goes on from step "});
+    CHECK(fs::exists(w / c.checkpoint));
+  }
+}
+
+TEST_CASE("program: what pretrain cannot learn from is named in one sentence", "[program]") {
+  auto const& w = workshop();
+  write_running_text(w);
+  std::string const pretrain = "pretrain --model model --length 32 --batch-tokens 64 --steps 1 ";
+  check_refused(w.run(pretrain + "--out p9"), 2, {"--text", "--dialogues"});
+  check_refused(w.run(pretrain + "--text absent.txt --out p9"), 2, {"--text", "absent.txt"});
+  check_refused(w.run(pretrain + "--text book.txt --dialogues absent.jsonl --out p9"), 2,
+                {"--dialogues", "absent.jsonl"});
+  check_refused(w.run(pretrain + "--text - --dialogues - --out p9"), 2, {"standard input", "once"});
+  check_refused(w.run(pretrain + "--text - --out p9"), 1, {"standard input", "no text"});
+  w.write("empty.txt", "");
+  check_refused(w.run(pretrain + "--text empty.txt --out p9"), 1, {"empty.txt", "no text"});
+  w.write("short.txt", "my dog\n");
+  check_refused(w.run(pretrain + "--text short.txt --out p9"), 1, {"1 window ", "two are needed"});
+  w.write("bad_talk.jsonl", "{\"turns\": [\"hi\"]}\n{\"turns\": [\"hi\"\n");
+  check_refused(w.run(pretrain + "--dialogues bad_talk.jsonl --out p9"), 1,
+                {"bad_talk.jsonl:2", "JSON"});
+  check_refused(w.run(pretrain + "--dialogues data/train.jsonl --out p9"), 1,
+                {"train.jsonl:1", "turns"});
+  check_refused(w.run("pretrain --model data --text book.txt --out p9"), 1, {"data"});
+  fs::create_directories(w / "no_pieces");
+  for (char const* name : {"config.json", "model.safetensors"}) {
+    fs::copy_file(w / "model" / name, w / "no_pieces" / name, fs::copy_options::overwrite_existing);
+  }
+  check_refused(w.run("pretrain --model no_pieces --text book.txt --out p9"), 1, {"spiece.model"});
+  check_refused(w.run("pretrain --model model --text book.txt --batch-tokens 255 --out p9"), 2,
+                {"--batch-tokens 255", "--length 256"});
+  check_refused(w.run("pretrain --model model --text book.txt --length 4096 --out p9"), 2,
+                {"205 hidden spans", "100 sentinels"});
+  check_refused(w.run(pretrain + "--text book.txt --density 1.5 --out p9"), 2, {"hide"});
+  check_refused(w.run(pretrain + "--text book.txt --schedule rising --out p9"), 2, {"rising"});
+  CHECK(!fs::exists(w / "p9"));
 }
 
 TEST_CASE("program: a LoRA is trained, scored with, aligned and merged, and its base stays",

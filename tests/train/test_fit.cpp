@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "emprl/io/json_lines.hpp"
 #include "io/temporary_folder.hpp"
 #include "support/catch.hpp"
 
@@ -146,4 +147,126 @@ TEST_CASE("fit: a loss that is not finite stops the run before a weight moves",
   o.batch_size = 23;
   CHECK_THROWS_AS(train::fit(dev, t, o), Error);
   CHECK(t.parameter[0] == 0.0);
+}
+
+TEST_CASE("fit: a number of steps ends a run inside of an epoch, or after several",
+          "[train][fit][unit]") {
+  Cpu dev(1);
+  // 23 examples in batches of 4 are six steps an epoch.
+  for (index_t const steps : {1, 4, 6, 7, 20}) {
+    INFO(steps << " steps");
+    MeanTask t = task();
+    train::FitOptions o = options({});
+    o.steps = steps;
+    train::FitResult const result = train::fit(dev, t, o);
+    CHECK(result.steps == steps);
+    CHECK(t.calls == steps);
+    // After each epoch and at the end.
+    CHECK(static_cast<index_t>(result.epochs.size()) == (steps + 5) / 6);
+    o.validate_every = 3;
+    MeanTask again = task();
+    CHECK(static_cast<index_t>(train::fit(dev, again, o).epochs.size()) == (steps + 2) / 3);
+    // When it validates has no say in what it learns.
+    CHECK(again.seen == t.seen);
+  }
+  train::FitOptions o = options({});
+  o.steps = -1;
+  MeanTask t = task();
+  CHECK_THROWS_AS(train::fit(dev, t, o), ConfigError);
+}
+
+TEST_CASE("fit: the training loss is the mean since the validation before", "[train][fit][unit]") {
+  struct Counting : MeanTask {
+    double loss(std::span<index_t const> rows, std::uint32_t step) {
+      MeanTask::loss(rows, step);
+      return step;
+    }
+  };
+  Cpu dev(1);
+  Counting t;
+  t.data = task().data;
+  train::FitOptions o = options({});
+  o.steps = 11;
+  o.validate_every = 4;
+  train::FitResult const result = train::fit(dev, t, o);
+  REQUIRE(result.epochs.size() == 3);
+  CHECK(result.epochs[0].train_loss == 1.5);
+  CHECK(result.epochs[1].train_loss == 5.5);
+  CHECK(result.epochs[2].train_loss == 9.0);
+}
+
+TEST_CASE("fit: a run with validations inside of epochs goes on to the same bits",
+          "[train][fit][resume]") {
+  Cpu dev(1);
+  auto const with_steps = [](std::filesystem::path const& checkpoint) {
+    train::FitOptions o = options(checkpoint);
+    o.steps = 20;
+    o.validate_every = 5;
+    return o;
+  };
+  MeanTask whole = task();
+  train::FitResult const expected = train::fit(dev, whole, with_steps({}));
+  for (index_t const death : {3, 4, 5, 6, 9, 13, 19}) {
+    INFO("died at step " << death);
+    emprl::test::TemporaryFolder const folder;
+    MeanTask first = task();
+    first.die_at = death;
+    CHECK_THROWS_AS(train::fit(dev, first, with_steps(folder / "checkpoint")), std::runtime_error);
+    MeanTask second = task();
+    train::FitResult const result = train::fit(dev, second, with_steps(folder / "checkpoint"));
+    CHECK(second.calls < 20);
+    CHECK(second.parameter[0] == whole.parameter[0]);
+    CHECK(result.best_epoch == expected.best_epoch);
+    REQUIRE(result.epochs.size() == 4);
+    for (std::size_t i = 0; i < 4; ++i) {
+      CHECK(result.epochs[i].train_loss == expected.epochs[i].train_loss);
+      CHECK(result.epochs[i].valid_loss == expected.epochs[i].valid_loss);
+    }
+  }
+  // Another number of steps is another schedule.
+  emprl::test::TemporaryFolder const folder;
+  MeanTask first = task();
+  first.die_at = 9;
+  CHECK_THROWS_AS(train::fit(dev, first, with_steps(folder / "checkpoint")), std::runtime_error);
+  train::FitOptions other = with_steps(folder / "checkpoint");
+  other.steps = 21;
+  MeanTask second = task();
+  CHECK(emprl::test::message_of<ConfigError>([&] {
+          train::fit(dev, second, other);
+        }).find("steps is 20 there and 21 here") != std::string::npos);
+}
+
+TEST_CASE("fit: a task that counts its tokens is told how fast it read them",
+          "[train][fit][unit]") {
+  struct Reading : MeanTask {
+    index_t read = 500;  // of an earlier run, which does not count
+    double loss(std::span<index_t const> rows, std::uint32_t step) {
+      read += 10 * static_cast<index_t>(rows.size());
+      return MeanTask::loss(rows, step);
+    }
+    index_t tokens() const { return read; }
+  };
+  Cpu dev(1);
+  emprl::test::TemporaryFolder const folder;
+  train::MetricsLog log(folder.path());
+  Reading t;
+  t.data = task().data;
+  train::FitOptions o = options({});
+  o.steps = 8;
+  o.validate_every = 4;
+  train::FitResult const result = train::fit(dev, t, o, &log);
+  // Six steps are an epoch of 23 examples, two more have eight.
+  CHECK(result.tokens == 310);
+  CHECK(result.seconds > 0);
+  CHECK(result.tokens_per_second() == 310 / result.seconds);
+  std::vector<index_t> steps;
+  for (auto const& line : io::read_json_lines(log.path())) {
+    if (line.value.at("phase") != "finetune validation") continue;
+    steps.push_back(line.value.at("step").get<index_t>());
+    CHECK(line.value.at("tokens_per_second").get<double>() > 0);
+  }
+  CHECK(steps == std::vector<index_t>{4, 8});
+  // One that does not count is not asked.
+  MeanTask silent = task();
+  CHECK(train::fit(dev, silent, o).tokens == 0);
 }

@@ -25,7 +25,8 @@ enum class Stream : std::uint32_t {
   bootstrap,
   split,
   corpus,
-  permute
+  permute,
+  corrupt
 };
 
 /// Ten rounds of Philox4x32: 128 random bits from a 128-bit counter and a 64-bit key.

@@ -67,6 +67,8 @@ struct EncodedPairs {
   Ragged responses;
 
   index_t rows() const { return contexts.rows(); }
+  /// Of contexts and responses together.
+  index_t tokens() const { return contexts.tokens() + responses.tokens(); }
 };
 
 /// Encodes anything with members `context` and `response`.

@@ -242,6 +242,18 @@ class SentencePieceTokenizer {
     return static_cast<std::int32_t>(pieces_ + sentinel_count - 1 - k);
   }
 
+  /// The ids of <extra_id_0>, <extra_id_1>, ...: all 100, or, where they are pieces of the model,
+  /// as many as it has.
+  std::vector<std::int32_t> sentinel_ids() const {
+    std::vector<std::int32_t> ids;
+    for (index_t k = 0; k < sentinel_count; ++k) {
+      std::int32_t const id = sentinel_id(k);
+      if (id == unk_id) break;
+      ids.push_back(id);
+    }
+    return ids;
+  }
+
   /// The piece of an id, as sentencepiece spells it; for ids below pieces().
   std::string piece(std::int32_t id) const {
     expects(id >= 0 && id < pieces_, "there is no such piece");

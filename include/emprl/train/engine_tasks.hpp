@@ -108,23 +108,25 @@ class EngineLearner {
 class EngineSequenceLearner : public EngineLearner {
  public:
   EngineSequenceLearner(DeviceEngine& device, EngineT5Training& training,
-                        Generator<float>& generator, text::EncodedPairs const& train,
+                        Generator<float>& generator, SequenceExamples train,
                         text::EncodedPairs const& valid,
                         SequenceTask<float>::Options const& options, double max_gradient_norm)
       : EngineLearner(device, training, max_gradient_norm),
         training_(training),
         generator_(generator),
-        train_(train),
+        train_(std::move(train)),
         valid_(valid),
         options_(options) {}
 
-  index_t examples() const { return train_.rows(); }
+  index_t examples() const { return train_.rows; }
   double loss(std::span<index_t const> rows, std::uint32_t step) {
-    text::EncodedPairs const batch = text::gather_pairs(train_, rows);
+    text::EncodedPairs const batch = train_.batch(rows, step);
+    tokens_ += batch.tokens();
     return training_.sequence_loss(
         batch.contexts.view(), batch.responses.view(),
         DropoutSites(options_.dropout, options_.seed, step, generator_.lora_shape().dropout));
   }
+  index_t tokens() const { return tokens_; }
   bool has_validation() const { return valid_.rows() > 0; }
   double validate() {
     training_.update_prefix();
@@ -133,16 +135,17 @@ class EngineSequenceLearner : public EngineLearner {
   void finish() { training_.bring_home(generator_); }
   io::Json identity() const {
     io::Json identity = EngineLearner::identity();
-    identity["task"] = SequenceTask<float>::identity(generator_, options_);
+    identity["task"] = SequenceTask<float>::identity(generator_, train_, options_);
     return identity;
   }
 
  private:
   EngineT5Training& training_;
   Generator<float>& generator_;
-  text::EncodedPairs const& train_;
+  SequenceExamples train_;
   text::EncodedPairs const& valid_;
   SequenceTask<float>::Options options_;
+  index_t tokens_ = 0;
 };
 
 /// An identifier that learns levels on a device, as IdentifierTask.
@@ -248,9 +251,10 @@ static_assert(rl::ReferencePolicy<EngineReference, float> && rl::Optimizer<Engin
 
 /// Teaches a generator its responses, on the engine's device: fit with a SequenceTask. The
 /// generator has the best epoch's weights, or adapter, in the end.
+/// @param train  encoded pairs, or what makes them
 /// @throws what fit throws
 inline FitResult fit_sequences(Engine& engine, Generator<float>& generator,
-                               text::EncodedPairs const& train, text::EncodedPairs const& valid,
+                               SequenceExamples const& train, text::EncodedPairs const& valid,
                                SequenceTask<float>::Options const& options, FitOptions const& fit,
                                MetricsLog* log = nullptr) {
   if (Cpu* const cpu = engine.cpu()) {

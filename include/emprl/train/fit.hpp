@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The loop of supervised learning: epochs of shuffled batches, AdamW, validation after each epoch,
-// the best epoch kept, checkpoints from which a stopped run goes on as if it had never stopped.
+// The loop of supervised learning: epochs of shuffled batches, AdamW, validation after each epoch
+// or every so many steps, the best of these kept, checkpoints from which a stopped run goes on as
+// if it had never stopped.
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <concepts>
 #include <cstdint>
@@ -36,6 +38,7 @@ namespace emprl::train {
 ///   t.finish()              brings what is trained in line with parameters(), after they changed
 /// A task may have settings of its own that a run does not change on its way:
 ///   t.identity()            them, as JSON; a checkpoint of a task with others is not gone on from
+/// and may count what it reads (CountsTokens), so that a run says how fast it is.
 template <class K>
 concept FitTask = requires(K& t, std::span<index_t const> rows, std::uint32_t step) {
   typename K::Scalar;
@@ -48,9 +51,18 @@ concept FitTask = requires(K& t, std::span<index_t const> rows, std::uint32_t st
   { t.finish() } -> std::same_as<void>;
 };
 
+/// A task or a learner that counts:
+///   k.tokens()   the tokens that all calls of loss have read
+template <class K>
+concept CountsTokens = requires(K const& k) {
+  { k.tokens() } -> std::same_as<index_t>;
+};
+
 struct FitOptions {
   std::string phase = "finetune";  ///< the name in progress and logs
   index_t epochs = 3;
+  index_t steps = 0;            ///< in all, whatever the epochs; 0: as many as the epochs have
+  index_t validate_every = 0;   ///< steps between validations; 0: after each epoch. The end has one
   index_t batch_size = 8;       ///< examples in an optimiser step
   double learning_rate = 1e-4;  ///< at its peak
   optim::Decay decay = optim::Decay::linear;
@@ -64,6 +76,8 @@ struct FitOptions {
   /// @throws ConfigError naming the setting that is out of range
   void validate() const {
     expects<ConfigError>(epochs >= 1, "epochs must be at least 1.");
+    expects<ConfigError>(steps >= 0 && validate_every >= 0,
+                         "steps and validate-every must not be negative.");
     expects<ConfigError>(batch_size >= 1, "the batch size must be at least 1.");
     expects<ConfigError>(std::isfinite(learning_rate) && learning_rate >= 0,
                          "the learning rate must be finite and not negative.");
@@ -86,6 +100,7 @@ inline std::vector<std::vector<index_t>> epoch_batches(index_t examples, FitOpti
   return batches;
 }
 
+/// What lies between two validations: an epoch, or as many steps as FitOptions says.
 struct EpochResult {
   double train_loss = 0;  ///< mean over the epoch's batches, with dropout
   double valid_loss = 0;  ///< after the epoch; the training loss where there is no validation part
@@ -96,6 +111,12 @@ struct FitResult {
   index_t best_epoch = 0;  ///< counted from 0; its parameters are the ones kept
   double best_loss = 0;
   index_t steps = 0;
+  index_t tokens = 0;  ///< of the steps since this process began, if the task counts them
+  double seconds = 0;  ///< that these steps took, without validation and checkpoints
+
+  double tokens_per_second() const {
+    return seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0;
+  }
 };
 
 namespace detail {
@@ -105,7 +126,8 @@ struct FitState {
   index_t step = 0;     // optimiser steps done
   index_t epoch = 0;    // the epoch under way
   index_t batch = 0;    // its batches done
-  double loss_sum = 0;  // their losses
+  index_t losses = 0;   // the steps since the last validation
+  double loss_sum = 0;  // and the sum of their losses
   FitResult result;
 };
 
@@ -115,6 +137,7 @@ inline io::Json to_json(FitState const& s) {
   return {{"step", s.step},
           {"epoch", s.epoch},
           {"batch", s.batch},
+          {"losses", s.losses},
           {"loss_sum", s.loss_sum},
           {"epochs", epochs},
           {"best_epoch", s.result.best_epoch},
@@ -127,6 +150,8 @@ inline FitState fit_state_from_json(io::Json const& json, std::string const& whe
     s.step = io::whole_number(json.at("step"), where);
     s.epoch = io::whole_number(json.at("epoch"), where);
     s.batch = io::whole_number(json.at("batch"), where);
+    // A state written before there were validations inside of an epoch has none.
+    s.losses = json.contains("losses") ? io::whole_number(json.at("losses"), where) : s.batch;
     s.loss_sum = json.at("loss_sum").get<double>();
     for (auto const& e : json.at("epochs")) {
       s.result.epochs.push_back({e.at(0).get<double>(), e.at(1).get<double>()});
@@ -157,6 +182,7 @@ inline std::string short_number(double x) {
 ///   l.write_optimizer(folder), l.read_optimizer(folder)    its state beside a checkpoint, and what
 ///                                         else its device needs to go on with the same bits
 ///   l.identity()                          what its arithmetic depends on besides the options
+/// It may count its tokens (CountsTokens).
 template <class L>
 concept FitLearner = requires(L& l, std::span<index_t const> rows, std::uint32_t number,
                               std::span<typename L::Scalar const> values, double rate,
@@ -197,6 +223,7 @@ class HostLearner {
   bool has_validation() const { return task_.has_validation(); }
   double validate() { return task_.validate(); }
   void finish() { task_.finish(); }
+  index_t tokens() const requires CountsTokens<Task> { return task_.tokens(); }
   void write_optimizer(std::filesystem::path const& folder) const {
     train::write_optimizer(folder, optimizer_);
   }
@@ -225,7 +252,7 @@ FitResult fit(Learner& learner, FitOptions const& options, MetricsLog* log = nul
   index_t const examples = learner.examples();
   expects<ConfigError>(examples > 0, options.phase + ": there is nothing to train on.");
   index_t const batches = (examples + options.batch_size - 1) / options.batch_size;
-  index_t const total = batches * options.epochs;
+  index_t const total = options.steps > 0 ? options.steps : batches * options.epochs;
   optim::Schedule schedule;
   schedule.decay = options.decay;
   schedule.peak = options.learning_rate;
@@ -246,6 +273,11 @@ FitResult fit(Learner& learner, FitOptions const& options, MetricsLog* log = nul
                        {"decay", static_cast<int>(options.decay)},
                        {"warmup_steps", options.warmup_steps},
                        {"seed", options.seed}};
+  if (options.steps > 0) {
+    identity.erase("epochs");
+    identity["steps"] = options.steps;
+  }
+  if (options.validate_every > 0) identity["validate_every"] = options.validate_every;
   identity.update(learner.identity());
   auto const save = [&] {
     if (options.checkpoint.empty()) return;
@@ -277,63 +309,104 @@ FitResult fit(Learner& learner, FitOptions const& options, MetricsLog* log = nul
       learner.read_optimizer(*folder);
     }
   }
-  if (log != nullptr) log->resume(options.phase, state.step);
+  // Validations are counted in epochs, or by the step that they follow.
+  bool const by_epoch = options.validate_every == 0;
+  std::string const validations = options.phase + (by_epoch ? " epoch" : " validation");
+  if (log != nullptr) {
+    log->resume(options.phase, state.step);
+    log->resume(validations,
+                by_epoch ? static_cast<index_t>(state.result.epochs.size()) : state.step);
+  }
+
+  constexpr bool counts_tokens = CountsTokens<Learner>;
+  auto const tokens_so_far = [&]() -> index_t {
+    if constexpr (counts_tokens) return learner.tokens();
+    return 0;
+  };
+  index_t const tokens_before = tokens_so_far();
+  auto const speed = [&] {
+    state.result.tokens = tokens_so_far() - tokens_before;
+    return state.result.tokens_per_second();
+  };
+  auto const speed_note = [&]() -> std::string {
+    if (!counts_tokens) return {};
+    return ", " + std::to_string(std::llround(speed())) + " tokens/s";
+  };
 
   Progress progress(options.phase, total, "steps", state.step);
-  while (state.epoch < options.epochs) {
-    if (options.patience > 0 && static_cast<index_t>(state.result.epochs.size()) >
-                                    state.result.best_epoch + options.patience) {
+  std::vector<std::vector<index_t>> rows;
+  while (state.step < total) {
+    if (options.patience > 0 && state.losses == 0 &&
+        static_cast<index_t>(state.result.epochs.size()) >
+            state.result.best_epoch + options.patience) {
       break;
     }
-    auto const rows = epoch_batches(examples, options, state.epoch);
-    while (state.batch < batches) {
-      if (interrupted()) {
-        save();
-        throw Interrupted("the same command goes on from step " + std::to_string(state.step) +
-                          " of " + options.phase + ".");
-      }
-      learner.zero_gradients();
-      double const loss = learner.loss(rows[static_cast<std::size_t>(state.batch)],
-                                       static_cast<std::uint32_t>(state.step));
-      if (!std::isfinite(loss)) {
-        throw Error(options.phase + ": the loss of step " + std::to_string(state.step + 1) +
-                    " is not finite; try a smaller learning rate.");
-      }
-      double const rate = schedule(state.step);
-      double const norm = learner.step(rate);
-      ++state.step;
-      ++state.batch;
-      state.loss_sum += loss;
-      progress.advance(state.step,
-                       "epoch " + std::to_string(state.epoch + 1) + ", loss " +
-                           detail::short_number(state.loss_sum / static_cast<double>(state.batch)));
-      if (log != nullptr) {
-        log->write(options.phase, state.step,
-                   {{"loss", loss}, {"learning_rate", rate}, {"gradient_norm", norm}});
-      }
-      if (options.save_every > 0 && state.step % options.save_every == 0 && state.batch < batches)
-        save();
+    if (interrupted()) {
+      save();
+      throw Interrupted("the same command goes on from step " + std::to_string(state.step) +
+                        " of " + options.phase + ".");
+    }
+    if (rows.empty() || state.batch == 0) rows = epoch_batches(examples, options, state.epoch);
+    auto const begin = std::chrono::steady_clock::now();
+    learner.zero_gradients();
+    double const loss = learner.loss(rows[static_cast<std::size_t>(state.batch)],
+                                     static_cast<std::uint32_t>(state.step));
+    if (!std::isfinite(loss)) {
+      throw Error(options.phase + ": the loss of step " + std::to_string(state.step + 1) +
+                  " is not finite; try a smaller learning rate.");
+    }
+    double const rate = schedule(state.step);
+    double const norm = learner.step(rate);
+    state.result.seconds +=
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    std::string const epoch_number = std::to_string(state.epoch + 1);
+    ++state.step;
+    ++state.batch;
+    ++state.losses;
+    state.loss_sum += loss;
+    bool const epoch_ended = state.batch == batches;
+    if (epoch_ended) {
+      ++state.epoch;
+      state.batch = 0;
+    }
+    progress.advance(state.step,
+                     "epoch " + epoch_number + ", loss " +
+                         detail::short_number(state.loss_sum / static_cast<double>(state.losses)) +
+                         speed_note());
+    if (log != nullptr) {
+      log->write(options.phase, state.step,
+                 {{"loss", loss}, {"learning_rate", rate}, {"gradient_norm", norm}});
+    }
+    bool const validates =
+        state.step == total || (by_epoch ? epoch_ended : state.step % options.validate_every == 0);
+    if (!validates) {
+      if (options.save_every > 0 && state.step % options.save_every == 0) save();
+      continue;
     }
     EpochResult epoch;
-    epoch.train_loss = state.loss_sum / static_cast<double>(batches);
+    epoch.train_loss = state.loss_sum / static_cast<double>(state.losses);
     epoch.valid_loss = learner.has_validation() ? learner.validate() : epoch.train_loss;
     if (log != nullptr) {
-      log->write(options.phase + " epoch", state.epoch + 1,
-                 {{"train_loss", epoch.train_loss}, {"valid_loss", epoch.valid_loss}});
+      Metrics numbers = {{"train_loss", epoch.train_loss}, {"valid_loss", epoch.valid_loss}};
+      if (counts_tokens) numbers.emplace_back("tokens_per_second", speed());
+      log->write(validations,
+                 by_epoch ? static_cast<index_t>(state.result.epochs.size()) + 1 : state.step,
+                 numbers);
     }
     state.result.epochs.push_back(epoch);
     if (epoch.valid_loss < state.result.best_loss) {
       state.result.best_loss = epoch.valid_loss;
-      state.result.best_epoch = state.epoch;
+      state.result.best_epoch = static_cast<index_t>(state.result.epochs.size()) - 1;
       std::span<T const> const now = learner.parameters();
       best.assign(now.begin(), now.end());
     }
-    progress.print(options.phase + ": epoch " + std::to_string(state.epoch + 1) + " of " +
-                   std::to_string(options.epochs) + ", training loss " +
-                   detail::short_number(epoch.train_loss) + ", validation loss " +
-                   detail::short_number(epoch.valid_loss));
-    ++state.epoch;
-    state.batch = 0;
+    progress.print(options.phase + ": " +
+                   (by_epoch && options.steps == 0
+                        ? "epoch " + epoch_number + " of " + std::to_string(options.epochs)
+                        : "step " + std::to_string(state.step) + " of " + std::to_string(total)) +
+                   ", training loss " + detail::short_number(epoch.train_loss) +
+                   ", validation loss " + detail::short_number(epoch.valid_loss) + speed_note());
+    state.losses = 0;
     state.loss_sum = 0;
     save();
   }

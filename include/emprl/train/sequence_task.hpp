@@ -6,11 +6,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <functional>
 #include <memory>
 #include <numbers>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "emprl/data/dialogue.hpp"
@@ -128,6 +131,29 @@ void expect_adapter_in_training(T5Weights<T, Cpu> const& model, Tuning tuning) {
                        "the model has a prefix; take it away before anything else is trained.");
 }
 
+/// What a generator learns from: numbered pairs, which may be others at every step.
+struct SequenceExamples {
+  /// Pairs that stay as they are, and outlive this.
+  SequenceExamples(text::EncodedPairs const& pairs)
+      : rows(pairs.rows()), batch([&pairs](std::span<index_t const> some, std::uint32_t) {
+          return text::gather_pairs(pairs, some);
+        }) {}
+  SequenceExamples(text::EncodedPairs const&&) = delete;
+
+  /// Pairs that are made when they are needed: text::corrupt_windows makes some of running text.
+  /// @param make   the pairs of some of the numbers 0 .. count-1, as a step of the run has them
+  /// @param names  what they depend on, which a run that goes on must find again
+  SequenceExamples(
+      index_t count,
+      std::function<text::EncodedPairs(std::span<index_t const>, std::uint32_t step)> make,
+      io::Json names)
+      : rows(count), batch(std::move(make)), identity(std::move(names)) {}
+
+  index_t rows;
+  std::function<text::EncodedPairs(std::span<index_t const>, std::uint32_t step)> batch;
+  io::Json identity;  ///< null where the number of the examples and the seed are all
+};
+
 /// The task of train::fit that teaches a generator its responses.
 template <Scalar T>
 class SequenceTask {
@@ -144,12 +170,17 @@ class SequenceTask {
   };
 
   /// Prefix-tuning begins with a new prefix. LoRA goes on from the generator's, if it has one.
-  /// @param train, valid encoded pairs; valid may be empty
+  /// @param train  encoded pairs, or what makes them
+  /// @param valid  encoded pairs; may be empty
   /// @throws ConfigError for options out of range, a LoRA target that is no projection, or an
   /// adapter of the generator that is not what is trained, for it would not be saved with it
-  SequenceTask(Cpu& dev, Generator<T>& generator, text::EncodedPairs const& train,
+  SequenceTask(Cpu& dev, Generator<T>& generator, SequenceExamples train,
                text::EncodedPairs const& valid, Options const& options)
-      : dev_(dev), generator_(generator), train_(train), valid_(valid), options_(options) {
+      : dev_(dev),
+        generator_(generator),
+        train_(std::move(train)),
+        valid_(valid),
+        options_(options) {
     expect_adapter_in_training(generator, options.tuning);
     if (options.tuning == Tuning::full) {
       gradients_ = t5::Parameters<T, Cpu>(generator.config());
@@ -170,7 +201,7 @@ class SequenceTask {
     }
   }
 
-  index_t examples() const { return train_.rows(); }
+  index_t examples() const { return train_.rows; }
   std::span<T> parameters() const {
     if (prefix_) return prefix_->parameters.span();
     return options_.tuning == Tuning::lora ? generator_.lora().span() : generator_.weights.span();
@@ -184,7 +215,8 @@ class SequenceTask {
   /// gradients().
   double loss(std::span<index_t const> rows, std::uint32_t step) {
     ArenaScope saved(dev_.saved);
-    text::EncodedPairs const batch = text::gather_pairs(train_, rows);
+    text::EncodedPairs const batch = train_.batch(rows, step);
+    tokens_ += batch.tokens();
     if (prefix_) prefix_->forward(dev_, generator_.prefixes());
     double const mean = sequence_loss(
         dev_, generator_, batch.contexts.view(), batch.responses.view(), gradient_views_,
@@ -196,10 +228,33 @@ class SequenceTask {
 
   /// What the numbers depend on besides the parameters: how it is tuned, and, of an adapter, the
   /// frozen weights.
-  io::Json identity() const { return identity(generator_, options_); }
+  io::Json identity() const { return identity(generator_, train_, options_); }
 
   /// The same of a generator that is trained with these options, wherever that is.
-  static io::Json identity(Generator<T> const& generator, Options const& options) {
+  static io::Json identity(Generator<T> const& generator, SequenceExamples const& train,
+                           Options const& options) {
+    io::Json identity = tuning_identity(generator, options);
+    if (!train.identity.is_null()) identity["examples"] = train.identity;
+    return identity;
+  }
+
+  /// Tokens of contexts and responses that loss has read.
+  index_t tokens() const { return tokens_; }
+
+  /// Mean cross-entropy a token on the validation pairs: lower is better.
+  double validate() {
+    finish();
+    return likelihood(dev_, generator_, valid_).loss();
+  }
+  bool has_validation() const { return valid_.rows() > 0; }
+
+  /// Brings the generator in line with the trained parameters.
+  void finish() {
+    if (prefix_) prefix_->inference(dev_, generator_.prefixes());
+  }
+
+ private:
+  static io::Json tuning_identity(Generator<T> const& generator, Options const& options) {
     switch (options.tuning) {
       case Tuning::full:
         return {{"tuning", "full"}, {"dropout", options.dropout}};
@@ -218,19 +273,6 @@ class SequenceTask {
     return {};
   }
 
-  /// Mean cross-entropy a token on the validation pairs: lower is better.
-  double validate() {
-    finish();
-    return likelihood(dev_, generator_, valid_).loss();
-  }
-  bool has_validation() const { return valid_.rows() > 0; }
-
-  /// Brings the generator in line with the trained parameters.
-  void finish() {
-    if (prefix_) prefix_->inference(dev_, generator_.prefixes());
-  }
-
- private:
   static std::string base_fingerprint(Generator<T> const& generator) {
     Fingerprint f;
     f.numbers(std::span<T const>(generator.weights.span()));
@@ -239,9 +281,10 @@ class SequenceTask {
 
   Cpu& dev_;
   Generator<T>& generator_;
-  text::EncodedPairs const& train_;
+  SequenceExamples train_;
   text::EncodedPairs const& valid_;
   Options options_;
+  index_t tokens_ = 0;
   t5::Parameters<T, Cpu> gradients_;
   t5::LoraParameters<T, Cpu> lora_gradients_;
   t5::Params<T, Cpu> gradient_views_;  // of what is trained; empty where frozen
