@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # All that this project asks of a machine with a GPU, in one command of less than nine minutes: the
-# tests of the kernels, their benchmarks, and PyTorch's on the same machine.
+# tests of the kernels, their benchmarks and the model's, and PyTorch's on the same machine.
 #
 #   sh benchmarks/gpu.sh [--programs DIR] [--out DIR] [--seconds N] [--only PART,...] [--dry-run]
 #   sh benchmarks/gpu.sh --pack DIR [--emprl FILE] [--dry-run]
@@ -15,13 +15,15 @@
 #                    they are built if need be)
 #   --out DIR        where gpu.json, gpu.txt and gpu.log go (else $OUT, else build/gpu)
 #   --seconds N      end after so many seconds at most (else 520)
-#   --only PART,...  of: tests kernels program attention adamw rows decode memcheck flex
-#                    racecheck
+#   --only PART,...  of: tests kernels model generation training ppo attention decode program
+#                    adamw rows memcheck flex racecheck
 #   --dry-run        print every command instead
 #
 # The parts run in this order, each with a limit of its own; the results are written anew after each,
-# so that a run cut short leaves what it has. Exit status: 0 done, 1 a part failed or there is no
-# GPU, 2 wrong usage.
+# so that a run cut short leaves what it has. Parts take less than their limits where nothing has to
+# be compiled for minutes; where they take all of them, those up to decode, 515 s together, still
+# have their time, and the last are left out. Exit status: 0 done, 1 a part failed or there is no GPU,
+# 2 wrong usage.
 set -eu
 
 usage() { sed -n '3,/^set -eu/{/^set -eu/d;s/^# \{0,1\}//;p;}' "$0"; }
@@ -46,7 +48,10 @@ out=
 seconds=520
 only=
 dry=
-all_parts="tests kernels program attention adamw rows decode memcheck flex racecheck"
+all_parts="tests kernels model generation training ppo attention decode program adamw rows \
+memcheck flex racecheck"
+# Of these the rivals in Python.
+peer_parts="generation training ppo attention flex adamw rows decode"
 while [ $# -gt 0 ]; do
   case $1 in
     --pack | --emprl | --programs | --out | --seconds | --only)
@@ -274,16 +279,24 @@ join() {
     say ""
     table
     say ""
+    marks
+    say ""
     say "Medians and quartiles in microseconds, L2 cold. 'times emprl' above 1: slower than this"
     say "library on the same machine. 'of ceiling': of what the machine's own copy and product allow."
   } >"$out/gpu.txt.part" && mv "$out/gpu.txt.part" "$out/gpu.txt"
 }
 
-# table: the lines of all programs, what is the same operation side by side.
+# results: the lines of all programs.
+results() {
+  for p in kernels model $peer_parts; do
+    [ ! -e "$work/$p.tsv" ] || cat "$work/$p.tsv"
+  done
+}
+
+# table: those lines, what is the same operation side by side.
 table() {
-  [ -e "$work/kernels.tsv" ] || [ -e "$work/attention.tsv" ] || { say "No times yet."; return 0; }
-  cat "$work/kernels.tsv" "$work/attention.tsv" "$work/flex.tsv" "$work/adamw.tsv" \
-    "$work/rows.tsv" "$work/decode.tsv" 2>/dev/null | awk -F '\t' '
+  [ -n "$(results)" ] || { say "No times yet."; return 0; }
+  results | awk -F '\t' '
     {
       key = $1 FS $2 FS $3
       if (!(key in seen)) { seen[key] = ++keys; name[keys] = key }
@@ -304,6 +317,72 @@ table() {
             (f[10] > 0 ? sprintf("%.1f %%", 100 * f[10]) : "-")
         }
       }
+    }'
+}
+
+# marks: what is to be reached on an H200 in 16 bits, and what was: beside it what the machine's own
+# copy and product would allow, and the fastest rival of this run.
+marks() {
+  say "Marks (one H200, T5-base, 16 bits)"
+  results | awk -F '\t' '
+    $4 == "emprl" { own[$1, $2, $3] = $5; flops[$1, $2, $3] = $9; part[$1, $2, $3] = $10; next }
+    $4 ~ /as published$/ { published[$1, $3] = $5 }
+    !(($1, $2, $3) in best) || $5 < best[$1, $2, $3] { best[$1, $2, $3] = $5; who[$1, $2, $3] = $4 }
+    function of(k, f, s) { return k SUBSEP f SUBSEP s }
+    function line(mark, value, reached, ceiling, rival) {
+      printf "%-52s %16s %-4s %22s   %s\n", mark, value,
+        (value == "-" ? "" : reached ? "yes" : "no"), ceiling, rival
+    }
+    function ceiling(x, unit, scale) {
+      return part[x] > 0 ? sprintf("%.1f %s", own[x] * part[x] / scale, unit) : "-"
+    }
+    function rival(x, unit, scale) {
+      return x in best ? sprintf("%.1f %s, %s", best[x] / scale, unit, who[x]) : "-"
+    }
+    # A time in `unit`, which is `scale` microseconds.
+    function duration(mark, x, most, unit, scale) {
+      if (!(x in own)) { line(mark, "-", 0, "-", rival(x, unit, scale)); return }
+      line(mark, sprintf("%.1f %s", own[x] / scale, unit), own[x] / scale <= most,
+        ceiling(x, unit, scale), rival(x, unit, scale))
+    }
+    function ratio(mark, a, b, least) {
+      if (a > 0 && b > 0) line(mark, sprintf("%.2f", a / b), a / b >= least, "-", "-")
+      else line(mark, "-", 0, "-", "-")
+    }
+    END {
+      printf "%-52s %16s %-4s %22s   %s\n", "mark", "measured", "", "ceiling", "fastest rival"
+      with = of("attention_backward", "Bf16", "encoder with bias, 32 x 200, 12 heads")
+      without = of("attention_backward", "Bf16", "encoder, 32 x 200, 12 heads")
+      mark = "attention backward with / without bias <= 1.10"
+      other = "-"
+      if (best[with] > 0 && best[without] > 0) {
+        other = sprintf("%.2f, %s", best[with] / best[without], who[with])
+      }
+      if (own[with] > 0 && own[without] > 0) {
+        value = own[with] / own[without]
+        line(mark, sprintf("%.2f", value), value <= 1.1, "-", other)
+      } else {
+        line(mark, "-", 0, "-", other)
+      }
+      duration("decoding step, 32 rows, contexts of 200 <= 250 us",
+        of("t5_decode_step", "Bf16", "32 x 200"), 250, "us", 1)
+      duration("generation of 32 x 30 tokens <= 10 ms",
+        of("t5_generate", "Bf16", "32 x 200 -> 30"), 10, "ms", 1000)
+      x = of("t5_training_step", "Bf16", "32 x 200 -> 50, dropout")
+      mark = "supervised training, 32 x 200 -> 50 >= 300 TFLOP/s"
+      if (own[x] > 0) {
+        most = other = "-"
+        if (part[x] > 0) most = sprintf("%.0f TFLOP/s", flops[x] / part[x])
+        if (best[x] > 0) other = sprintf("%.0f TFLOP/s, %s", flops[x] * own[x] / best[x], who[x])
+        line(mark, sprintf("%.0f TFLOP/s", flops[x]), flops[x] >= 300, most, other)
+      } else {
+        line(mark, "-", 0, "-", "-")
+      }
+      shape = "32 x 200/30, 4 epochs of mini-batches of 8"
+      x = of("ppo_iteration", "Bf16", shape)
+      duration("PPO iteration, 32 x 200/30 <= 100 ms", x, 100, "ms", 1000)
+      ratio("  tuned PyTorch / emprl >= 3", best[x], own[x], 3)
+      ratio("  as published / emprl >= 30", published["ppo_iteration", shape], own[x], 30)
     }'
 }
 
@@ -399,7 +478,7 @@ peer() {
 # sanitize PART SECONDS TOOL: the kernels on small shapes under a tool of compute-sanitizer.
 sanitize() {
   without "$1" compute-sanitizer ||
-    part "$1" "$2" compute-sanitizer --tool "$3" --error-exitcode 9 "$bench" --validate-only
+    part "$1" "$2" compute-sanitizer --tool "$3" --error-exitcode 9 "$bench" kernels --validate-only
 }
 
 # The program, if it is here: its losses on the CPU and on the GPU.
@@ -424,13 +503,22 @@ program() {
     --json "$work/program.json"
 }
 
-part tests 130 "$programs/emprl_tests_cuda"
-part kernels 120 "$bench" --seconds 0.3 --json "$work/kernels.json" --tsv "$work/kernels.tsv"
+# own PART SECONDS: a group of our benchmarks.
+own() {
+  part "$1" "$2" "$bench" "$1" --seconds 0.3 --json "$work/$1.json" --tsv "$work/$1.tsv"
+}
+
+part tests 110 "$programs/emprl_tests_cuda"
+own kernels 60
+own model 75
+peer generation 60 generation.py
+peer training 60 training.py
+peer ppo 90 ppo.py
+peer attention 40 attention.py
+peer decode 20 decode.py
 program
-peer attention 75 attention.py
-peer adamw 30 adamw.py
-peer rows 45 rows.py
-peer decode 25 decode.py
+peer adamw 20 adamw.py
+peer rows 30 rows.py
 sanitize memcheck 60 memcheck
 peer flex 90 attention_flex.py
 sanitize racecheck 60 racecheck

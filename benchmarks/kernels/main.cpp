@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Times the CUDA kernels beside the limits of the machine that runs them. Each is compared with a
-// reference on the CPU first, on a small shape. Compiled without nvcc the host executor runs the
-// kernels: then it is a test of the program.
-//   bench_kernels [KERNEL...] [--repetitions N] [--seconds S] [--validate-only] [--json FILE]
+// Times the CUDA kernels, and T5 made of them, beside the limits of the machine that runs them.
+// Each is compared with a reference on the CPU first, on a small shape. Compiled without nvcc the
+// host executor runs the kernels: then it is a test of the program.
+//   bench_kernels [NAME...] [--repetitions N] [--seconds S] [--validate-only] [--json FILE]
 
 #include <fmt/core.h>
 
@@ -105,17 +105,19 @@ int benchmark(Options& options) {
   KernelRun& run = options.run;
   for (std::string const& name : options.kernels) {
     expects<ConfigError>(
-        std::ranges::any_of(kernel_benchmarks, [&](auto const& b) { return name == b.name; }),
-        name + ": there is no benchmark of this name; --list shows them");
+        std::ranges::any_of(kernel_benchmarks,
+                            [&](auto const& b) { return name == b.name || name == b.group; }),
+        name + ": there is no benchmark and no group of this name; --list shows them");
   }
   for (auto const& [name, value] : describe_device()) fmt::print("{:<20} {}\n", name, value);
   fmt::print("\n");
   for (KernelBenchmark const& b : kernel_benchmarks) {
     // The ceilings always: shares of what another run measured would mean little.
-    if (!options.kernels.empty() && std::string(b.name) != "ceilings" &&
-        std::ranges::find(options.kernels, b.name) == options.kernels.end()) {
-      continue;
-    }
+    bool const wanted = options.kernels.empty() || std::string(b.name) == "ceilings" ||
+                        std::ranges::any_of(options.kernels, [&](std::string const& name) {
+                          return name == b.name || name == b.group;
+                        });
+    if (!wanted) continue;
     std::size_t const checks = run.checks.size();
     double const begin = now();
     b.run(run);
@@ -142,11 +144,11 @@ int main(int argc, char** argv) {
 #endif
   bool list = false;
   CLI::App app{
-      "The CUDA kernels at the shapes of T5-base, compared with a reference on the CPU and timed "
-      "beside the machine's own copy and matrix product.",
+      "The CUDA kernels at the shapes of T5-base and the model made of them, compared with a "
+      "reference on the CPU and timed beside the machine's own copy and matrix product.",
       "bench_kernels"};
-  app.add_option("kernel", o.kernels, "Only these; none: all");
-  app.add_flag("--list", list, "Print the names of the benchmarks and stop");
+  app.add_option("kernel", o.kernels, "Only these, or groups (kernels, model); none: all");
+  app.add_flag("--list", list, "Print the benchmarks and their groups and stop");
   app.add_option("--repetitions", o.run.repetitions, "Measurements of each line, at most")
       ->check(CLI::Range(5, 100000))
       ->capture_default_str();
@@ -159,7 +161,7 @@ int main(int argc, char** argv) {
   app.add_option("--tsv", o.rows, "Write the results as lines of fields to this file too");
   return run(app, argc, argv, [&] {
     if (list) {
-      for (KernelBenchmark const& b : kernel_benchmarks) fmt::print("{}\n", b.name);
+      for (KernelBenchmark const& b : kernel_benchmarks) fmt::print("{:<16}{}\n", b.name, b.group);
       return 0;
     }
     return benchmark(o);

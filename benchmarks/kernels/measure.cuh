@@ -49,6 +49,34 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(256) read_kernel(float* sink, float const* x, i
   if (sum != 0.0f) *sink = sum;
 }
 
+#if defined(__CUDACC__)
+
+/// A point in the order of a stream, with the time at which the GPU came to it.
+class Event {
+ public:
+  Event() { cuda::cuda_try(cudaEventCreate(&event_), "timing"); }
+  ~Event() {
+    if (event_ != nullptr) static_cast<void>(cudaEventDestroy(event_));
+  }
+  Event(Event&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
+  Event(Event const&) = delete;
+  Event& operator=(Event const&) = delete;
+
+  void record(Cuda& dev) { cuda::cuda_try(cudaEventRecord(event_, dev.stream), "timing"); }
+  void wait() const { cuda::cuda_try(cudaEventSynchronize(event_), "timing"); }
+  /// Both have been recorded, and this one has been waited for.
+  double microseconds_since(Event const& begin) const {
+    float milliseconds = 0;
+    cuda::cuda_try(cudaEventElapsedTime(&milliseconds, begin.event_, event_), "timing");
+    return 1e3 * static_cast<double>(milliseconds);
+  }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+#endif
+
 /// A GPU, and what measuring on it takes.
 class KernelBench {
  public:
@@ -121,23 +149,27 @@ class KernelBench {
   /// an op's kernels wait for one another.
   template <class F>
   void time(KernelCase what, F&& work) {
-    if (run.validate_only) return;
-    std::vector<double> const times = microseconds(work);
+    if (!run.validate_only) keep(std::move(what), microseconds(dev, work));
+  }
+
+  void keep(KernelCase what, std::vector<double> const& times) {
     run.results.push_back({std::move(what), spread_of(times), static_cast<int>(times.size())});
   }
 
+  /// The times of some repetitions of work(), which is ordered on the stream of `where`.
   template <class F>
-  std::vector<double> microseconds(F&& work) {
+  std::vector<double> microseconds(Cuda& where, F&& work) {
 #if defined(__CUDACC__)
     constexpr int warm_up = 3;
     double slowest = 0;
-    for (int i = 0; i < warm_up; ++i) slowest = timed(work);
+    for (int i = 0; i < warm_up; ++i) slowest = timed(where, work);
     int const affordable = static_cast<int>(std::min(1e6, 1e6 * run.seconds / slowest));
     int const repetitions = std::min(run.repetitions, std::max(5, affordable));
     std::vector<double> times;
-    for (int i = 0; i < repetitions; ++i) times.push_back(timed(work));
+    for (int i = 0; i < repetitions; ++i) times.push_back(timed(where, work));
     return times;
 #else
+    static_cast<void>(where);
     double const begin = now();
     work();
     return {1e6 * (now() - begin)};
@@ -146,27 +178,17 @@ class KernelBench {
 
  private:
 #if defined(__CUDACC__)
-  struct Event {
-    cudaEvent_t event = nullptr;
-    Event() { cuda::cuda_try(cudaEventCreate(&event), "timing"); }
-    ~Event() { static_cast<void>(cudaEventDestroy(event)); }
-    Event(Event const&) = delete;
-    Event& operator=(Event const&) = delete;
-  };
-
   /// One repetition. The cache is emptied by reading: lines that are written there would have to
   /// be written back within the measured time.
   template <class F>
-  double timed(F& work) {
-    cuda::launch<read_kernel>(dev.stream, {.grid = {1056}, .block = {256}}, cold_.data(),
+  double timed(Cuda& where, F& work) {
+    cuda::launch<read_kernel>(where.stream, {.grid = {1056}, .block = {256}}, cold_.data(),
                               static_cast<float const*>(cold_.data() + 1), cold_.size() - 1);
-    cuda::cuda_try(cudaEventRecord(begin_.event, dev.stream), "timing");
+    begin_.record(where);
     work();
-    cuda::cuda_try(cudaEventRecord(end_.event, dev.stream), "timing");
-    cuda::cuda_try(cudaEventSynchronize(end_.event), "timing");
-    float milliseconds = 0;
-    cuda::cuda_try(cudaEventElapsedTime(&milliseconds, begin_.event, end_.event), "timing");
-    return 1e3 * static_cast<double>(milliseconds);
+    end_.record(where);
+    end_.wait();
+    return end_.microseconds_since(begin_);
   }
 
   Event begin_, end_;

@@ -94,7 +94,7 @@ struct KernelRun {
 /// @throws CudaError if there is none
 std::vector<std::pair<std::string, std::string>> describe_device();
 
-// One function a file; each validates its kernels, then times them.
+// Each validates its kernels, or passes of the model, then times them.
 void bench_ceilings(KernelRun& run);
 void bench_attention(KernelRun& run);
 void bench_decode(KernelRun& run);
@@ -104,19 +104,31 @@ void bench_rms_norm(KernelRun& run);
 void bench_adamw(KernelRun& run);
 void bench_embedding(KernelRun& run);
 void bench_objective(KernelRun& run);
+void bench_generation(KernelRun& run);
+void bench_training(KernelRun& run);
+void bench_ppo(KernelRun& run);
 
 struct KernelBenchmark {
   char const* name;
   void (*run)(KernelRun&);
+  /// All of a group have a name together.
+  char const* group = "kernels";
 };
 
 /// The most important first: who stops early has them.
 inline constexpr KernelBenchmark kernel_benchmarks[] = {
-    {"ceilings", bench_ceilings},   {"attention", bench_attention},
-    {"decode", bench_decode},       {"token_logprob", bench_token_logprob},
-    {"adamw", bench_adamw},         {"rms_norm", bench_rms_norm},
-    {"sampling", bench_sampling},   {"embedding", bench_embedding},
+    {"ceilings", bench_ceilings},
+    {"attention", bench_attention},
+    {"decode", bench_decode},
+    {"token_logprob", bench_token_logprob},
+    {"adamw", bench_adamw},
+    {"rms_norm", bench_rms_norm},
+    {"sampling", bench_sampling},
+    {"embedding", bench_embedding},
     {"objective", bench_objective},
+    {"generation", bench_generation, "model"},
+    {"training", bench_training, "model"},
+    {"ppo", bench_ppo, "model"},
 };
 
 }  // namespace emprl::bench

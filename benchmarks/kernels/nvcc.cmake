@@ -45,9 +45,14 @@ if(NOT MODE STREQUAL "program")
 endif()
 
 # What prints is host code, with fmt and JSON compiled in (fmt 9 needs its define wherever nvcc
-# calls the compiler). CUDA's runtime is linked statically.
-step("${NVCC}" -x c++ -std=c++20 -O2 -DFMT_HEADER_ONLY -DFMT_USE_CONSTEXPR=1
-  -DEMPRL_BENCH_CUDA ${include}
-  -c "${SOURCE}/benchmarks/kernels/main.cpp" -o "${WORK}/main.o")
-step("${NVCC}" "${WORK}/main.o" ${objects} -lcublasLt
+# calls the compiler), and so is the model's reference, with Eigen for its products. CUDA's runtime
+# is linked statically.
+find_path(eigen Eigen/Core PATHS /usr/include /usr/local/include PATH_SUFFIXES eigen3 REQUIRED)
+foreach(stem main model_reference)
+  step("${NVCC}" -x c++ -std=c++20 -O2 -DFMT_HEADER_ONLY -DFMT_USE_CONSTEXPR=1
+    -DEMPRL_BENCH_CUDA ${include} -isystem "${eigen}"
+    -c "${SOURCE}/benchmarks/kernels/${stem}.cpp" -o "${WORK}/${stem}.o")
+  list(APPEND objects "${WORK}/${stem}.o")
+endforeach()
+step("${NVCC}" ${objects} -lcublasLt
   -Xcompiler -static-libstdc++,-static-libgcc -Xlinker "-rpath=$ORIGIN" -o "${WORK}/bench_kernels")

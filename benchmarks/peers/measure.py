@@ -49,6 +49,7 @@ class Bench:
             self.cold = torch.zeros(l2, device="cuda")  # floats: four times the cache
         elif self.options.small:
             self.device = "cpu"
+            torch.set_num_threads(1)  # what is small waits for threads only
         else:
             skip(self.options, "PyTorch sees no GPU.")
         # What the kernels do in float is exact.
@@ -82,28 +83,38 @@ class Bench:
         end.synchronize()
         return 1e3 * begin.elapsed_time(end)
 
-    def time(self, kernel, format, shape, implementation, work):
-        """Times work() and keeps the result; what fails is a sentence in the report."""
+    def measure(self, kernel, format, shape, implementation, work, warm_up=3, least=5):
+        """The sorted times of work(); None, and a sentence in the report, if it fails."""
         try:
-            for _ in range(3):
+            for _ in range(warm_up):
                 slowest = self.once(work)
-            count = max(5, min(self.options.repetitions, int(1e6 * self.options.seconds / slowest)))
-            times = sorted(self.once(work) for _ in range(count))
+            affordable = int(1e6 * self.options.seconds / slowest)
+            count = max(least, min(self.options.repetitions, affordable))
+            return sorted(self.once(work) for _ in range(count))
         except Exception as error:
             sentence = "%s, %s, %s by %s: %s" % (kernel, format, shape, implementation,
                                                 str(error).strip().split("\n")[0])
-            print("Skipped: " + sentence)
+            print("Skipped: " + sentence, flush=True)
             self.skipped.append(sentence)
             self.save()
-            return
+            return None
+
+    def keep(self, kernel, format, shape, implementation, times):
+        """A result: sorted times."""
         self.results.append({"kernel": kernel, "format": format, "shape": shape,
-                             "implementation": implementation, "repetitions": count,
+                             "implementation": implementation, "repetitions": len(times),
                              "microseconds": {"median": quantile(times, 0.5),
                                               "lower_quartile": quantile(times, 0.25),
                                               "upper_quartile": quantile(times, 0.75)}})
         print("%-24s %-6s %-44s %-32s %10.1f us" % (kernel, format, shape, implementation,
                                                     quantile(times, 0.5)), flush=True)
         self.save()
+
+    def time(self, kernel, format, shape, implementation, work, **how):
+        """Times work() and keeps the result, if there is one."""
+        times = self.measure(kernel, format, shape, implementation, work, **how)
+        if times:
+            self.keep(kernel, format, shape, implementation, times)
 
     def save(self):
         """After each result, so that a run cut short leaves what it has."""
