@@ -39,14 +39,16 @@ Ragged responses() {
   return support::random_rows({2, 6, 1, 3}, support::device_config().vocab_size, 7);
 }
 
-/// All that the roles are asked, of weights in format T, which are rounded from S.
+/// All that the roles are asked, of weights in format T, which are rounded from S, with the models'
+/// units in that order.
 template <class T, class D>
-Outcome<Accumulator<T>> run(D& dev) {
+Outcome<Accumulator<T>> run(D& dev, std::uint64_t order = 0) {
   using S = Accumulator<T>;
   dev.scratch.poison(true);
   dev.saved.poison(true);
-  auto const on_host = support::small_t5<S>(4, 2);
-  auto const frozen_on_host = support::small_t5<S>(40);
+  support::UnitOrders const units(support::device_config(), order);
+  auto const on_host = support::small_t5<S>(4, 2, units);
+  auto const frozen_on_host = support::small_t5<S>(40, 0, units);
   t5::Config const& c = on_host.config();
   T5Weights<T, D> const model(dev, on_host);
   T5Weights<T, D> const frozen(dev, frozen_on_host);
@@ -80,40 +82,39 @@ Outcome<Accumulator<T>> run(D& dev) {
   auto const dlogp = numbers(1), dvalues = numbers(2), dentropy = numbers(3);
   actor.backward(std::span<S const>(dlogp), std::span<S const>(dvalues),
                  std::span<S const>(dentropy), context);
-  o.gradients = support::to_host(dev, gradients);
-  o.prefix_gradients = support::to_host(dev, prefix_gradients);
-  o.value_gradients = support::to_host(dev, value_gradients);
+  auto const home = [&](auto const& store) {
+    return units.undo(support::to_host(dev, store), store.infos());
+  };
+  o.gradients = home(gradients);
+  o.prefix_gradients = home(prefix_gradients);
+  o.value_gradients = home(value_gradients);
   return o;
 }
 
 }  // namespace
 
-TEST_CASE("cuda: T5 as actor, critic and reference has the CPU's numbers and gradients",
+TEST_CASE("cuda: T5 as actor, critic and reference errs at most twice as much as the CPU",
           "[cuda][train]") {
   Cpu host(2);
   auto const truth = run<double>(host);
-  auto const plain = run<float>(host);
   Cuda dev;
-  auto const cuda = run<float>(dev);
-  // Two layers in float, some forty ops with sums in another order: as test_model.cpp has it.
-  auto const check = [](char const* what, std::vector<float> const& actual,
-                        std::vector<float> const& cpu, std::vector<double> const& exact) {
-    support::check_error(what, actual, exact, support::max_difference(cpu, exact), 128);
-  };
-  check("logp", cuda.logp, plain.logp, truth.logp);
-  check("values", cuda.values, plain.values, truth.values);
-  check("entropy", cuda.entropy, plain.entropy, truth.entropy);
-  check("inferred", cuda.inferred, plain.inferred, truth.logp);
-  check("inferred values", cuda.inferred_values, plain.inferred_values, truth.values);
-  check("full KL", cuda.kl, plain.kl, truth.kl);
-  check("reference", cuda.reference, plain.reference, truth.reference);
   auto const weights = support::small_t5<float>(4, 2);
-  support::check_parts("gradient of ", weights.weights.infos(), cuda.gradients, plain.gradients,
-                       truth.gradients, 128);
-  support::check_parts("gradient of ", weights.prefix.infos(), cuda.prefix_gradients,
-                       plain.prefix_gradients, truth.prefix_gradients, 128);
-  support::check_parts("gradient of ", weights.value_head.infos(), cuda.value_gradients,
-                       plain.value_gradients, truth.value_gradients, 128);
+  auto const results = [&weights]<class S>(Outcome<S> const& x) {
+    support::Results<S> all{{"logp", x.logp},
+                            {"values", x.values},
+                            {"entropy", x.entropy},
+                            {"inferred", x.inferred},
+                            {"inferred values", x.inferred_values},
+                            {"full KL", x.kl},
+                            {"reference", x.reference}};
+    support::add_parts(all, "gradient of ", weights.weights.infos(), x.gradients);
+    support::add_parts(all, "gradient of ", weights.prefix.infos(), x.prefix_gradients);
+    support::add_parts(all, "gradient of ", weights.value_head.infos(), x.value_gradients);
+    return all;
+  };
+  support::check_in_orders<float>(
+      results(run<float>(dev)), results(truth),
+      [&](std::uint64_t order) { return results(run<float>(host, order)); });
   // A single number that is 0 would agree with anything.
   CHECK(support::max_abs(truth.kl) > 0.1);
   CHECK(support::max_abs(truth.value_gradients) > 0.1);

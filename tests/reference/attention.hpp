@@ -40,18 +40,18 @@ enum class Probabilities { kept, from_log_sum_exp };
 
 namespace detail {
 
-/// Probabilities of query i of row r and head h over [prefix keys, keys of the row].
+/// Scores of query i of row r and head h over [prefix keys, keys of the row]; -inf for what is
+/// masked.
 template <class T>
-std::vector<T> probabilities(AttentionShape const& shape, AttentionInputs<T> const& in, index_t r,
-                             index_t i, index_t h, Probabilities how = Probabilities::kept) {
+std::vector<T> scores(AttentionShape const& shape, AttentionInputs<T> const& in, index_t r,
+                      index_t i, index_t h) {
   auto const u = static_cast<std::size_t>(r);
   index_t const q0 = shape.query_offsets[u];
   index_t const k0 = shape.key_offsets[u];
   index_t const keys = shape.key_offsets[u + 1] - k0;
   index_t const prefix = in.prefix_k.rows;
   index_t const dh = in.q.cols / shape.heads;
-  std::vector<T> p(static_cast<std::size_t>(prefix + keys), -std::numeric_limits<T>::infinity());
-  T most = -std::numeric_limits<T>::infinity();
+  std::vector<T> s(static_cast<std::size_t>(prefix + keys), -std::numeric_limits<T>::infinity());
   for (index_t j = 0; j < prefix + keys; ++j) {
     bool const is_prefix = j < prefix;
     index_t const relative = (j - prefix) - (i + shape.query_shift);
@@ -63,9 +63,18 @@ std::vector<T> probabilities(AttentionShape const& shape, AttentionInputs<T> con
     }
     score *= static_cast<T>(shape.scale);
     if (!is_prefix && shape.bucket) score += in.bias_table(shape.bucket(relative), h);
-    p[static_cast<std::size_t>(j)] = score;
-    most = std::max(most, score);
+    s[static_cast<std::size_t>(j)] = score;
   }
+  return s;
+}
+
+/// Their softmax.
+template <class T>
+std::vector<T> probabilities(AttentionShape const& shape, AttentionInputs<T> const& in, index_t r,
+                             index_t i, index_t h, Probabilities how = Probabilities::kept) {
+  std::vector<T> p = scores(shape, in, r, i, h);
+  T most = -std::numeric_limits<T>::infinity();
+  for (T const x : p) most = std::max(most, x);
   T sum = 0;
   auto const shifted_exp = [](T x, T shift) {
     return x == -std::numeric_limits<T>::infinity() ? T(0) : std::exp(x - shift);
@@ -81,6 +90,26 @@ std::vector<T> probabilities(AttentionShape const& shape, AttentionInputs<T> con
 }
 
 }  // namespace detail
+
+/// (heads, Nq): the logarithm of the sum of the exponentials of each query's scores, -inf for a
+/// query that sees no key.
+template <class T>
+std::vector<T> log_sum_exp(AttentionShape const& shape, AttentionInputs<T> const& in) {
+  std::vector<T> lse;
+  for (index_t h = 0; h < shape.heads; ++h) {
+    for (std::size_t r = 0; r + 1 < shape.query_offsets.size(); ++r) {
+      for (index_t i = 0; i < shape.query_offsets[r + 1] - shape.query_offsets[r]; ++i) {
+        auto const s = detail::scores(shape, in, static_cast<index_t>(r), i, h);
+        T most = -std::numeric_limits<T>::infinity();
+        for (T const x : s) most = std::max(most, x);
+        T sum = 0;
+        for (T const x : s) sum += x == most ? T(1) : std::exp(x - most);
+        lse.push_back(sum > 0 ? most + std::log(sum) : most);
+      }
+    }
+  }
+  return lse;
+}
 
 /// (Nq, heads*Dh). A query that sees no key gives zero.
 template <class T>

@@ -13,6 +13,7 @@
 #include "emprl/train/t5_adaptors.hpp"
 #include "support/compare.hpp"
 #include "support/random_t5.hpp"
+#include "support/t5_orders.hpp"
 #if defined(__CUDACC__)
 #include "support/plain_gemm.hpp"
 #else
@@ -32,16 +33,20 @@ inline emprl::t5::Config device_config(bool gated = true) {
 
 /// The same numbers in float, double and 16 bits. They are half as large as elsewhere: scores of
 /// twenty and more, whose softmax is one key, would make of every rounding a choice.
+/// @param units  the places of the model's units: another order of summation
 template <class T>
-emprl::train::T5Weights<T> small_t5(std::uint64_t seed, index_t prefix = 0) {
+emprl::train::T5Weights<T> small_t5(std::uint64_t seed, index_t prefix = 0,
+                                    UnitOrders const& units = UnitOrders(device_config(), 0)) {
   emprl::t5::Config const c = device_config();
   emprl::train::T5Weights<T> g(c);
-  auto const fill = [](auto const& store, auto const& values) {
-    std::transform(values.begin(), values.end(), store.span().begin(), [](float x) {
+  auto const fill = [&units](auto const& store, std::vector<float> const& values) {
+    auto const ordered = units.apply(values, store.infos());
+    std::transform(ordered.begin(), ordered.end(), store.span().begin(), [](float x) {
       return static_cast<T>(static_cast<float>(emprl::Bf16(0.5f * x)));
     });
   };
-  fill(g.weights, random_parameters<float>(c, seed).span());
+  auto const weights = random_parameters<float>(c, seed);
+  fill(g.weights, {weights.span().begin(), weights.span().end()});
   if (prefix > 0) {
     g.prefix =
         emprl::train::PrefixParameters<T>(typename emprl::t5::Prefixes<T, Cpu>::Shape{c, prefix});
