@@ -7,8 +7,8 @@
 #   sh benchmarks/from_scratch.sh --program EMPRL --work DIR [options]
 #
 #   --program EMPRL     the program
-#   --work DIR          where models and logs go. What a stopped run has done is not done again: the same
-#                       command goes on with the stage that was under way
+#   --work DIR          where models and logs go. What a stopped run has done is not done again: the
+#                       same command goes on with the stage that was under way
 #   --data DIR          the data (else $EMPRL_DATA): t5_tokenizer/, pretraining/books.txt.xz and
 #                       dialogues.jsonl.xz, empathetic_dialogues/
 #   --preset NAME       tiny or small (else small: T5-small's shape)
@@ -161,7 +161,7 @@ run "$program" init --preset "$preset" --tokenizer "$data/t5_tokenizer" --out "$
 stage "span corruption" "$work/pretrained" pretrain --model "$work/new" --text "$work/books.txt" \
   --dialogues "$work/dialogues.jsonl" --steps "$steps" --length "$length" \
   --batch-tokens "$batch_tokens" --lr "$lr" --warmup "$((steps / 20))" \
-  --validate-every "$(((steps + 19) / 20))"
+  --validate-every "$(((steps + 9) / 10))"
 tune() {
   stage "$1" "$3" finetune --model "$2" --train "$dialogues" --tuning full --epochs "$epochs" \
     --batch "$batch" --lr "$finetune_lr" --warmup 100
@@ -175,16 +175,19 @@ printf '\n%-28s %9s %8s %12s %10s %10s %11s\n' stage 'wall, s' steps tokens toke
   perplexity
 printf '%s' "$rows" | awk -F '\t' '{
   printf "%-28s %9s %8s %12s %10s %10s %11s\n", $1, $2, $3, $4, $5, $6, $7 }'
-printf '\n%s s in all; %s, %s, %s. Tokens are those of inputs and targets that the stage last\n' \
-  "$total" "$preset" "$device" "$precision"
-printf 'read without a stop; the perplexity of span corruption is that of hidden tokens in held-out windows, the others\n'
-printf 'that of the responses of the validation split, by which the epoch was chosen.\n'
+printf '\n%s s in all; %s, %s, %s.\n' "$total" "$preset" "$device" "$precision"
+cat <<'NOTE'
+Tokens are those of the inputs and targets that a stage read since it was last started, and tokens/s
+those of its training steps alone. The perplexity of span corruption is that of the hidden tokens of
+held-out windows; the others are those of the responses of the validation split, by which the epoch
+was chosen.
+NOTE
 if [ -n "$json" ]; then
   printf '%s' "$rows" | awk -F '\t' -v preset="$preset" -v device="$device" \
     -v precision="$precision" -v total="$total" '
     BEGIN { printf "{\"preset\": \"%s\", \"device\": \"%s\", \"precision\": \"%s\", \"seconds\": %s, \"stages\": [",
       preset, device, precision, total }
     { printf "%s{\"stage\": \"%s\", \"seconds\": %s, \"steps\": %s, \"tokens\": %s, \"tokens_per_second\": %s, \"valid_loss\": %s, \"perplexity\": %s}",
-      NR > 1 ? ", " : "", $1, $2, $3, $4, $5, $6, $7 }
+      (NR > 1 ? ", " : ""), $1, $2, $3, $4, $5, $6, $7 }
     END { print "]}" }' >"$json"
 fi
