@@ -41,8 +41,8 @@ struct Passes {
 
   index_t of_a_decoded_token() {
     auto const& decoder = model.decoder();
-    auto fixed = decoder.in_place(
-        dev, p.views(), decoder.start(dev, p.views(), memory.view(), context_rows.offsets), 4);
+    auto fixed = decoder.in_place(3, memory.view().extent(0), 4);
+    decoder.start_in_place(dev, p.views(), memory.view(), context_rows.offsets, fixed);
     Tensor<index_t, 1, Cuda> const length({3});
     Tensor<T, 2, Cuda> const y({3, config.d_model});
     copy(dev, length.view(), std::vector<index_t>{1, 1, 1});

@@ -281,6 +281,15 @@ TEST_CASE("cuda: T5 with prefixes and dropout draws the masks of the CPU's", "[c
   check_case(make_case(true, 3, 0.2), 1);
 }
 
+TEST_CASE(
+    "cuda: T5 with dropout behind a ReLU that the product takes along has the CPU's gradients",
+    "[cuda][t5]") {
+  // Weights half as large as elsewhere: see case_in_16_bits.
+  Case of = make_case(false, 0, 0.2);
+  for (float& x : of.parameters.span()) x *= 0.5f;
+  check_case(of, 1);
+}
+
 namespace {
 
 /// With weights that 16 bits hold, half as large as elsewhere: scores of twenty and more, whose
