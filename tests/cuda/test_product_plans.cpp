@@ -80,8 +80,8 @@ TEST_CASE("product plans: buckets are whole numbers, then four steps to the next
   index_t last = 0;
   for (index_t n = 1; n < 20000; ++n) {
     index_t const bucket = product_bucket(n);
-    bool const good = bucket >= n && bucket >= last && 4 * bucket <= 5 * n &&
-                      product_bucket(bucket) == bucket;
+    bool const good =
+        bucket >= n && bucket >= last && 4 * bucket <= 5 * n && product_bucket(bucket) == bucket;
     if (!good) FAIL("bucket " << bucket << " of " << n);
     last = bucket;
   }

@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -590,6 +591,26 @@ TEST_CASE("engine: a run that was stopped on one device goes on on the other",
   // Another format is another run.
   train::CudaEngine<Bf16> half;
   CHECK_THROWS_WITH(fit(half), Catch::Matchers::ContainsSubstring("precision"));
+}
+
+TEST_CASE(
+    "engine: PPO in 16 bits lets ratios be off by more at first, unless it is told by how much",
+    "[cuda][train][ppo][engine]") {
+  namespace test = on_engines;
+  std::vector<data::Pair> const pairs = test::dialogues();
+  train::CudaEngine<Bf16> half;
+  emprl::test::TemporaryFolder const folder;
+  auto const align = [&](std::optional<double> tolerance) {
+    train::AlignSettings settings = test::align_settings(1);
+    settings.checkpoint = folder / "checkpoint";
+    settings.ppo.ratio_tolerance = tolerance;
+    train::Generator<float> g = test::generator();
+    return train::align(half, g, test::likes_e, pairs, settings);
+  };
+  CHECK(align({}) == 1);
+  // The run's checkpoint says what it was.
+  CHECK(align(0.5) == 1);
+  CHECK_THROWS_WITH(align(0.25), Catch::Matchers::ContainsSubstring("ratio_tolerance"));
 }
 
 TEST_CASE("engine: a checkpoint keeps the GPU's choice of algorithms for the run that goes on",

@@ -78,7 +78,8 @@ struct PpoConfig {
   double ratio_threshold = 10.0;  ///< a mini-batch with a larger mean ratio is skipped
   /// Largest |ratio - 1| allowed before the first optimiser step of a rollout batch; of rows that
   /// share a pass it is 0. Unset: 1e-3 in float (log-probabilities of a few tens, summed in another
-  /// order), 1e-9 in double.
+  /// order), 1e-9 in double. An actor that computes in 16 bits and has float numbers needs more
+  /// (train::align gives it 0.5).
   std::optional<double> ratio_tolerance{};
 
   /// The published setting of EmpRL.

@@ -481,6 +481,8 @@ class HostPpo {
     train::read_optimizer(folder, optimizer_);
   }
   io::Json identity() const { return io::Json::object(); }
+  /// PpoConfig::ratio_tolerance where the settings have none; none: the trainer's own.
+  static std::optional<double> ratio_tolerance() { return {}; }
 
  private:
   /// What is trained, with new gradients.
@@ -535,6 +537,7 @@ index_t run_ppo(Learner& learner, Generator<T>& generator, Reward& reward,
   expects<ConfigError>(dialogues > 0, settings.phase + ": there are no dialogues to train on.");
   rl::PpoConfig ppo = settings.ppo;
   ppo.seed = settings.seed;
+  if (!ppo.ratio_tolerance) ppo.ratio_tolerance = learner.ratio_tolerance();
   index_t const samples = settings.samples_per_context;
   expects<ConfigError>(samples >= 1 && ppo.batch_size % samples == 0,
                        settings.phase + ": batch_size must be a multiple of samples_per_context, " +

@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -192,6 +193,7 @@ class EnginePpo {
   EnginePpo(DeviceEngine& engine, Generator<float>& generator, AlignSettings const& settings,
             bool with_values)
       : generator_(generator),
+        precision_(engine.precision()),
         training_(engine.train(generator,
                                {.part = part_of(generator, settings),
                                 .value_head = with_values,
@@ -225,6 +227,13 @@ class EnginePpo {
   void write_optimizer(std::filesystem::path const& folder) { learner_.write_optimizer(folder); }
   void read_optimizer(std::filesystem::path const& folder) { learner_.read_optimizer(folder); }
   io::Json identity() const { return learner_.identity(); }
+  /// In 16 bits a product of other rows may be another algorithm's: states of 8 bits and logits of
+  /// ten or twenty move log-probabilities by some tenths. Dropout, which the guard is for, moves
+  /// some token of a batch by a nat and more.
+  std::optional<double> ratio_tolerance() const {
+    if (precision_ == Precision::bf16) return 0.5;
+    return {};
+  }
 
  private:
   static T5TrainingOptions::Part part_of(Generator<float> const& generator,
@@ -236,6 +245,7 @@ class EnginePpo {
   }
 
   Generator<float>& generator_;
+  Precision precision_;
   std::unique_ptr<EngineT5Training> training_;
   EngineLearner learner_;
   EngineActor actor_;
