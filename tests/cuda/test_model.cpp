@@ -305,13 +305,39 @@ Case case_in_16_bits(double dropout) {
 
 TEST_CASE("cuda: T5 in 16 bits errs at most twice as much as the CPU's ops on tensors in 16 bits",
           "[cuda][t5]") {
-  Case const of = case_in_16_bits(0.0);
+  // Sums are float, so that another order of them hardly ever changes what is stored: the roundings
+  // fall otherwise where the tokens are others. Both errors are the worst of twelve batches,
+  // relative to a result's largest value.
+  struct Line {
+    double device = 0, plain = 0;
+  };
+  std::map<std::string, Line> worst;
   Cpu host(2);
   support::HostIn16Bits plain;
   Cuda dev;
-  support::check_in_orders<float>(
-      in_16_bits(results(of, run<Bf16>(dev, of))), in_16_bits(results(of, run<double>(host, of))),
-      [&](std::uint64_t order) { return results(of, in_order<Bf16>(plain, of, order)); }, 0x1p-3);
+  for (std::uint32_t batch = 0; batch < 12; ++batch) {
+    INFO("batch " << batch);
+    Case of = case_in_16_bits(0.0);
+    of.contexts = support::random_rows({5, 0, 9, 33}, of.config.vocab_size, 6 + 10 * batch);
+    of.responses = support::random_rows({2, 6, 0, 3}, of.config.vocab_size, 7 + 10 * batch);
+    auto const truth = in_16_bits(results(of, run<double>(host, of)));
+    auto const device = in_16_bits(results(of, run<Bf16>(dev, of)));
+    auto const theirs = in_16_bits(results(of, in_order<Bf16>(plain, of, 0)));
+    REQUIRE(device.size() == truth.size());
+    for (auto const& [name, values] : truth) {
+      INFO(name);
+      double const size = support::max_abs(values);
+      REQUIRE(size > 0);
+      Line& line = worst[name];
+      line.device = std::max(line.device, support::max_difference(device.at(name), values) / size);
+      line.plain = std::max(line.plain, support::max_difference(theirs.at(name), values) / size);
+    }
+  }
+  for (auto const& [name, line] : worst) {
+    INFO(name << ": error " << line.device << ", of the plain implementation " << line.plain);
+    CHECK(line.plain <= 0x1p-3);
+    CHECK(line.device <= 2 * line.plain);
+  }
 }
 
 TEST_CASE("cuda: T5 in 16 bits draws the masks of the CPU's", "[cuda][t5]") {

@@ -600,17 +600,23 @@ TEST_CASE(
   std::vector<data::Pair> const pairs = test::dialogues();
   train::CudaEngine<Bf16> half;
   emprl::test::TemporaryFolder const folder;
-  auto const align = [&](std::optional<double> tolerance) {
-    train::AlignSettings settings = test::align_settings(1);
+  auto const align = [&](std::optional<double> tolerance, bool stops) {
+    train::AlignSettings settings = test::align_settings(2);
     settings.checkpoint = folder / "checkpoint";
     settings.ppo.ratio_tolerance = tolerance;
     train::Generator<float> g = test::generator();
-    return train::align(half, g, test::likes_e, pairs, settings);
+    return train::align(half, g, test::likes_e, pairs, settings, nullptr, [&](rl::PpoStats const&) {
+      if (stops) std::raise(SIGINT);
+    });
   };
-  CHECK(align({}) == 1);
+  {
+    train::InterruptGuard const guard;
+    CHECK_THROWS_AS(align({}, true), train::Interrupted);
+    train::clear_interrupt();
+  }
   // The run's checkpoint says what it was.
-  CHECK(align(0.5) == 1);
-  CHECK_THROWS_WITH(align(0.25), Catch::Matchers::ContainsSubstring("ratio_tolerance"));
+  CHECK_THROWS_WITH(align(0.25, false), Catch::Matchers::ContainsSubstring("ratio_tolerance"));
+  CHECK(align(0.5, false) == 2);
 }
 
 TEST_CASE("engine: a checkpoint keeps the GPU's choice of algorithms for the run that goes on",
