@@ -41,13 +41,13 @@ inline std::vector<index_t> shuffled(index_t n, std::uint64_t order, std::uint32
 template <class T>
 using Results = std::map<std::string, std::vector<T>>;
 
-/// Checks each result by the rule above; plain(order) gives the results of a plain implementation
-/// in the format of the actual ones.
+/// Checks each result by the rule above. errors(order) gives by name the largest errors of a plain
+/// run in the format of the actual results.
 /// @param sane  what a plain run may err by, relative to the largest value of all results: a wrong
 ///              one would excuse anything
-template <class T, class Plain>
-void check_in_orders(Results<T> const& actual, Results<double> const& truth, Plain plain,
-                     double sane = 0x1p-8) {
+template <class T, class Errors>
+void check_errors(Results<T> const& actual, Results<double> const& truth, Errors errors,
+                  double sane = 0x1p-8) {
   struct Line {
     double error, floor, natural = 0, worst = 0;
     double allowed() const { return std::max(2 * worst, floor); }
@@ -67,20 +67,37 @@ void check_in_orders(Results<T> const& actual, Results<double> const& truth, Pla
   };
   for (std::uint64_t order = 0; order < orders_of_summation; ++order) {
     if (order > 0 && std::none_of(lines.begin(), lines.end(), outside)) break;
-    auto const run = plain(order);
+    std::map<std::string, double> const run = errors(order);
     for (auto& [name, line] : lines) {
-      double const error = max_difference(run.at(name), truth.at(name));
-      if (order == 0) line.natural = error;
-      line.worst = std::max(line.worst, error);
+      if (order == 0) line.natural = run.at(name);
+      line.worst = std::max(line.worst, run.at(name));
     }
   }
   for (auto const& [name, line] : lines) {
     INFO(name << ": error " << line.error << ", allowed " << line.allowed()
-              << "; plain implementation " << line.natural << ", in its worst order " << line.worst
+              << "; plain implementation " << line.natural << ", at its worst " << line.worst
               << "; largest value " << max_abs(truth.at(name)));
     CHECK(line.worst <= sane * largest);
     CHECK(line.error <= line.allowed());
   }
+}
+
+/// The largest error of each result.
+template <class T>
+std::map<std::string, double> largest_errors(Results<T> const& actual,
+                                             Results<double> const& truth) {
+  std::map<std::string, double> errors;
+  for (auto const& [name, values] : truth) errors[name] = max_difference(actual.at(name), values);
+  return errors;
+}
+
+/// The same, of a plain implementation whose results in an order are plain(order).
+template <class T, class Plain>
+void check_in_orders(Results<T> const& actual, Results<double> const& truth, Plain plain,
+                     double sane = 0x1p-8) {
+  check_errors(
+      actual, truth, [&](std::uint64_t order) { return largest_errors(plain(order), truth); },
+      sane);
 }
 
 }  // namespace support
