@@ -110,6 +110,8 @@ all() {
   rm here/run/stages.json
   find here -name 'events.*' -exec rm {} +
   sed -i 's/\(seconds before evaluation[^0-9]*\)[0-9]*/\1/' here/run/report.json here/run/report.html
+  find here \( -name '*.json' -o -name '*.jsonl' \) \
+    -exec sed -i -E 's/("(seconds|tokens_per_second)": ?)[0-9.e+-]+/\1/' {} +
   mv here "$1"
   mkdir here
 }
