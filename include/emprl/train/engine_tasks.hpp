@@ -227,9 +227,9 @@ class EnginePpo {
   void write_optimizer(std::filesystem::path const& folder) { learner_.write_optimizer(folder); }
   void read_optimizer(std::filesystem::path const& folder) { learner_.read_optimizer(folder); }
   io::Json identity() const { return learner_.identity(); }
-  /// In 16 bits a product of other rows may be another algorithm's: states of 8 bits and logits of
-  /// ten or twenty move log-probabilities by some tenths. Dropout, which the guard is for, moves
-  /// some token of a batch by a nat and more.
+  /// In 16 bits a product of other rows may be another algorithm's: with states of 8 bits and
+  /// logits of ten or twenty that may move a log-probability by some tenths. An estimate, wide on
+  /// purpose; no GPU has been asked.
   std::optional<double> ratio_tolerance() const {
     if (precision_ == Precision::bf16) return 0.5;
     return {};
