@@ -39,6 +39,9 @@ class Products {
  public:
   Float32Products float32 = Float32Products::exact;
   AlgorithmChoice choice = AlgorithmChoice::timed;
+  /// Products x W^T of at most so many rows in 16 bits, at most 64, are taken by a kernel of this
+  /// library (ops/gemm_few_rows.cuh), those of more, or of any other form, by cuBLASLt.
+  index_t few_rows = 64;
   ProductPlans plans;
 
   Products() = default;

@@ -94,7 +94,9 @@ class SelfAttention {
   SelfAttention(index_t heads, Mask mask) : heads_(heads), mask_(mask) {}
 
   /// Queries, keys and values of x, side by side in qkv (N, 3*H*Dh).
-  void project(D& dev, Params const& p, In<T, 2, D> x, TensorView<T, 2, D> qkv) const {
+  /// @param x  rows, or rows to be normalised
+  template <class X>
+  void project(D& dev, Params const& p, X&& x, TensorView<T, 2, D> qkv) const {
     index_t const width = p.q.extent(0);
     linear_forward(dev, qkv, x, stacked(p.q, p.k, p.v));
     lora_.inference(dev, p.lora_q, x, qkv.columns(0, width));
@@ -109,11 +111,13 @@ class SelfAttention {
     lora_.inference(dev, p.lora_o, mixed, y);
   }
 
-  void inference(D& dev, Params const& p, SelfAttentionInputs<T, D> const& inputs, In<T, 2, D> x,
+  /// @param x (N, C), rows, or rows to be normalised
+  template <class X>
+  void inference(D& dev, Params const& p, SelfAttentionInputs<T, D> const& inputs, X&& x,
                  TensorView<T, 2, D> y, In<T, 2, D> residual = {}) const {
     ArenaScope scope(dev.scratch);
-    auto qkv = dev.scratch.template allocate<T, 2>({x.extent(0), 3 * p.q.extent(0)});
-    auto mixed = dev.scratch.template allocate<T, 2>({x.extent(0), p.q.extent(0)});
+    auto qkv = dev.scratch.template allocate<T, 2>({y.extent(0), 3 * p.q.extent(0)});
+    auto mixed = dev.scratch.template allocate<T, 2>({y.extent(0), p.q.extent(0)});
     project(dev, p, x, qkv);
     attention_forward(dev, mixed, {}, op_inputs(inputs, qkv, {}));
     project_out(dev, p, mixed, y, residual);
@@ -219,7 +223,9 @@ class CrossAttention {
   }
 
   /// The queries of x in q (Nq, H*Dh).
-  void project_queries(D& dev, Params const& p, In<T, 2, D> x, TensorView<T, 2, D> q) const {
+  /// @param x  rows, or rows to be normalised
+  template <class X>
+  void project_queries(D& dev, Params const& p, X&& x, TensorView<T, 2, D> q) const {
     linear_forward(dev, q, x, p.q, p.q_bias);
     lora_.inference(dev, p.lora_q, x, q);
   }
@@ -231,13 +237,15 @@ class CrossAttention {
     lora_.inference(dev, p.lora_o, mixed, y);
   }
 
-  void inference(D& dev, Params const& p, CrossAttentionInputs<T, D> const& inputs, In<T, 2, D> x,
+  /// @param x (Nq, C), rows, or rows to be normalised
+  template <class X>
+  void inference(D& dev, Params const& p, CrossAttentionInputs<T, D> const& inputs, X&& x,
                  TensorView<T, 2, D> y, In<T, 2, D> residual = {}) const {
     ArenaScope scope(dev.scratch);
     index_t const width = p.q.extent(0);
-    auto q = dev.scratch.template allocate<T, 2>({x.extent(0), width});
+    auto q = dev.scratch.template allocate<T, 2>({y.extent(0), width});
     auto kv = dev.scratch.template allocate<T, 2>({inputs.memory.extent(0), 2 * width});
-    auto mixed = dev.scratch.template allocate<T, 2>({x.extent(0), width});
+    auto mixed = dev.scratch.template allocate<T, 2>({y.extent(0), width});
     project_queries(dev, p, x, q);
     project_memory(dev, p, inputs.memory, kv);
     attention_forward(dev, mixed, {}, op_inputs(inputs, q, kv, {}));

@@ -41,19 +41,24 @@ class FeedForward {
 
   explicit FeedForward(Activation activation) : activation_(activation) {}
 
-  void inference(D& dev, Params const& p, In<T, 2, D> x, TensorView<T, 2, D> y,
+  /// @param x (N, C), rows, or rows to be normalised
+  template <class X>
+  void inference(D& dev, Params const& p, X&& x, TensorView<T, 2, D> y,
                  In<T, 2, D> residual = {}) const {
     ArenaScope scope(dev.scratch);
     index_t const f = p.wi.extent(0);
-    auto hidden = dev.scratch.template allocate<T, 2>({x.extent(0), f});
-    if (activation_ == Activation::relu && p.lora_wi.empty()) {
+    auto hidden = dev.scratch.template allocate<T, 2>({y.extent(0), f});
+    bool const plain = p.lora_wi.empty() && p.lora_wg.empty();
+    if (activation_ == Activation::relu && plain) {
       linear_relu_forward(dev, hidden, x, p.wi);
+    } else if (activation_ == Activation::gated_gelu && plain) {
+      linear_gated_gelu_forward(dev, hidden, x, stacked(p.wi, p.wg));
     } else if (activation_ == Activation::relu) {
       linear_forward(dev, hidden, x, p.wi);
       lora_.inference(dev, p.lora_wi, x, hidden);
       relu_forward(dev, hidden, hidden);
     } else {
-      auto projected = dev.scratch.template allocate<T, 2>({x.extent(0), 2 * f});
+      auto projected = dev.scratch.template allocate<T, 2>({y.extent(0), 2 * f});
       linear_forward(dev, projected, x, stacked(p.wi, p.wg));
       lora_.inference(dev, p.lora_wi, x, projected.columns(0, f));
       lora_.inference(dev, p.lora_wg, x, projected.columns(f, 2 * f));

@@ -12,6 +12,7 @@
 #include "emprl/ops/dropout.hpp"
 #include "emprl/ops/elementwise.hpp"
 #include "emprl/ops/gemm.hpp"
+#include "emprl/ops/normed_rows.hpp"
 #include "emprl/ops/view.hpp"
 
 namespace emprl::nn {
@@ -42,12 +43,14 @@ class Lora {
     DropoutKey dropout;
   };
 
-  /// y (N, O) += .     @throws ShapeError if extents disagree
-  void inference(D& dev, Params const& p, In<T, 2, D> x, TensorView<T, 2, D> y) const {
+  /// y (N, O) += .     @param x  rows, or rows to be normalised
+  /// @throws ShapeError if extents disagree
+  template <class X>
+  void inference(D& dev, Params const& p, X&& x, TensorView<T, 2, D> y) const {
     if (p.empty()) return;
     ArenaScope scope(dev.scratch);
-    auto compressed = dev.scratch.template allocate<T, 2>({x.extent(0), p.a.extent(0)});
-    apply(dev, p, x, compressed, y);
+    auto compressed = dev.scratch.template allocate<T, 2>({y.extent(0), p.a.extent(0)});
+    apply(dev, p, rows_of<T, D>(dev, x), compressed, y);
   }
 
   /// y (N, O) += .     @throws ShapeError if extents disagree

@@ -7,6 +7,7 @@
 #include "emprl/core/device.hpp"
 #include "emprl/ops/dropout.hpp"
 #include "emprl/ops/elementwise.hpp"
+#include "emprl/ops/normed_rows.hpp"
 #include "emprl/ops/rms_norm.hpp"
 
 namespace emprl::nn {
@@ -14,6 +15,8 @@ namespace emprl::nn {
 /// The residual branch around a sub-layer that its caller supplies as a function of (normalised
 /// input, residual, output), output = residual + f(normalised input): the last product of a
 /// sub-layer adds as it writes. The residual may be the output itself, or empty, which is nothing.
+/// For inference the normalised input is a NormedRows, which the sub-layer's first product may take
+/// as it is.
 template <Element T, Device D>
 class PreNorm {
  public:
@@ -36,9 +39,8 @@ class PreNorm {
   template <class F>
   void inference(D& dev, Params const& p, TensorView<T, 2, D> x, F&& f) const {
     ArenaScope scope(dev.scratch);
-    auto normed = dev.scratch.template allocate<T, 2>(x.extents());
-    rms_norm_forward(dev, normed, {}, x, p.weight, eps_);
-    f(In<T, 2, D>(normed), In<T, 2, D>(x), x);
+    NormedRows<T, D> normed(x, p.weight, eps_, dev.scratch.template allocate<T, 2>(x.extents()));
+    f(normed, In<T, 2, D>(x), x);
   }
 
   /// y = x + dropout(f(rms_norm(x))); y (N, C) may not alias x.

@@ -21,6 +21,7 @@
 #include "emprl/cuda/buffer.cuh"
 #include "emprl/cuda/context.cuh"
 #include "emprl/ops/gemm.hpp"
+#include "emprl/ops/gemm_few_rows.cuh"
 #include "emprl/ops/view.hpp"
 
 namespace emprl {
@@ -359,6 +360,36 @@ void clear_rows(Cuda&, TensorView<R, 2, Cuda> c) {
 
 #endif
 
+/// Takes y = x W^T, with what goes along, by the kernel for few rows, if it can and is wanted.
+/// @param norm  RMSNorm of x, or empty for none
+inline bool multiplied_as_few_rows(Cuda& dev, TensorView<Bf16, 2, Cuda> y, In<Bf16, 2, Cuda> x,
+                                   In<Bf16, 2, Cuda> weight, float alpha, In<Bf16, 1, Cuda> norm,
+                                   double eps, Bf16 const* bias, In<Bf16, 2, Cuda> added,
+                                   FewRowsTail tail) {
+  if (y.extent(0) > std::min<index_t>(dev.products.few_rows, few_rows_most) ||
+      weight.extent(0) > few_rows_most_columns || x.extent(1) > few_rows_most_columns) {
+    return false;
+  }
+  FewRowsProduct const p{.y = y.data(),
+                         .x = x.data(),
+                         .weight = weight.data(),
+                         .norm = norm.data(),
+                         .bias = bias,
+                         .added = added.data(),
+                         .y_pitch = y.stride(0),
+                         .x_pitch = x.stride(0),
+                         .weight_pitch = weight.stride(0),
+                         .added_pitch = added.stride(0),
+                         .m = static_cast<int>(y.extent(0)),
+                         .n = static_cast<int>(y.extent(1)),
+                         .k = static_cast<int>(x.extent(1)),
+                         .alpha = alpha,
+                         .eps = static_cast<float>(eps)};
+  if (!few_rows_fit(p)) return false;
+  multiply_few_rows(dev, p, tail);
+  return true;
+}
+
 /// Checks the shapes; what is empty needs no library.
 template <CudaElement T, CudaElement R>
 void checked_multiply(Cuda& dev, Product<T, R> const& p) {
@@ -379,6 +410,15 @@ void checked_multiply(Cuda& dev, Product<T, R> const& p) {
             "gemm: a product of no terms is zero, or adds nothing");
     if (p.beta == 0) clear_rows(dev, p.c);
     return;
+  }
+  if constexpr (std::same_as<T, Bf16> && std::same_as<R, Bf16>) {
+    bool const plain = p.epilogue == Epilogue::none || p.epilogue == Epilogue::bias;
+    if (p.ta == Trans::no && p.tb == Trans::yes && plain && (p.beta == 0 || p.beta == 1) &&
+        multiplied_as_few_rows(dev, p.c, p.a, p.b, p.alpha, {}, 0, p.bias,
+                               p.beta == 0 ? TensorView<Bf16 const, 2, Cuda>() : p.added,
+                               FewRowsTail::none)) {
+      return;
+    }
   }
   multiply(dev, p);
 }

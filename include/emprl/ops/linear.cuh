@@ -16,6 +16,7 @@
 #include "emprl/ops/elementwise.cuh"
 #include "emprl/ops/gemm.cuh"
 #include "emprl/ops/linear.hpp"
+#include "emprl/ops/rms_norm.cuh"
 #include "emprl/ops/row_packs.cuh"
 
 namespace emprl {
@@ -123,6 +124,57 @@ template <CudaElement T>
 void linear_relu_forward(Cuda& dev, Out<T, 2, Cuda> y, In<T, 2, Cuda> x, In<T, 2, Cuda> weight,
                          OptionalOut<std::uint8_t, 2, Cuda> mask = {}) {
   gemm_relu(dev, Trans::no, Trans::yes, 1, x, weight, y, {}, mask);
+}
+
+namespace detail {
+
+/// tail(rms_norm(x) weight^T + bias) by the kernel for few rows, if it can.
+/// @param outputs  rows of the weight
+inline bool normed_as_few_rows(Cuda& dev, TensorView<Bf16, 2, Cuda> y,
+                               NormedRows<Bf16, Cuda> const& x, In<Bf16, 2, Cuda> weight,
+                               In<Bf16, 1, Cuda> bias, index_t outputs, FewRowsTail tail) {
+  expects(y.extent(0) == x.x().extent(0) && weight.extent(1) == x.x().extent(1) &&
+              x.weight().extent(0) == x.x().extent(1) && weight.extent(0) == outputs &&
+              (bias.empty() || bias.extent(0) == outputs),
+          "linear: x must be as wide as the weight and the norm, y as the weight has rows");
+  if (y.empty()) return true;
+  return multiplied_as_few_rows(dev, y, x.x(), weight, 1, x.weight(), x.eps(), bias.data(), {},
+                                tail);
+}
+
+}  // namespace detail
+
+/// y = rms_norm(x) W^T + b. @see ops/linear.hpp. Few rows (Products::few_rows) take one pass.
+/// @throws ShapeError if extents disagree
+/// @throws CudaError
+inline void linear_forward(Cuda& dev, TensorView<Bf16, 2, Cuda> y, NormedRows<Bf16, Cuda>& x,
+                           In<Bf16, 2, Cuda> weight, In<Bf16, 1, Cuda> bias = {}) {
+  if (!detail::normed_as_few_rows(dev, y, x, weight, bias, y.extent(1),
+                                  detail::FewRowsTail::none)) {
+    linear_forward(dev, y, x.rows(dev), weight, bias);
+  }
+}
+
+/// y = max(rms_norm(x) W^T, 0). @see ops/linear.hpp. Few rows take one pass.
+/// @throws ShapeError if extents disagree
+/// @throws CudaError
+inline void linear_relu_forward(Cuda& dev, TensorView<Bf16, 2, Cuda> y, NormedRows<Bf16, Cuda>& x,
+                                In<Bf16, 2, Cuda> weight) {
+  if (!detail::normed_as_few_rows(dev, y, x, weight, {}, y.extent(1), detail::FewRowsTail::relu)) {
+    linear_relu_forward(dev, y, x.rows(dev), weight);
+  }
+}
+
+/// y = gelu_new(rms_norm(x) Wi^T) * (rms_norm(x) Wg^T). @see ops/linear.hpp. Few rows take one
+/// pass.
+/// @throws ShapeError if extents disagree
+/// @throws CudaError
+inline void linear_gated_gelu_forward(Cuda& dev, TensorView<Bf16, 2, Cuda> y,
+                                      NormedRows<Bf16, Cuda>& x, In<Bf16, 2, Cuda> weight) {
+  if (y.extent(1) % 8 != 0 || !detail::normed_as_few_rows(dev, y, x, weight, {}, 2 * y.extent(1),
+                                                          detail::FewRowsTail::gated_gelu)) {
+    linear_gated_gelu_forward<Bf16, Cuda>(dev, y, x, weight);
+  }
 }
 
 /// dx = dy W where x > 0, else 0,  dweight += dy^T x. @see ops/linear.hpp

@@ -8,11 +8,13 @@
 #include <array>
 #include <cstdint>
 
+#include "emprl/core/arena.hpp"
 #include "emprl/core/device.hpp"
 #include "emprl/core/parallel.hpp"
 #include "emprl/core/scalar.hpp"
 #include "emprl/ops/elementwise.hpp"
 #include "emprl/ops/gemm.hpp"
+#include "emprl/ops/normed_rows.hpp"
 #include "emprl/ops/view.hpp"
 
 namespace emprl {
@@ -65,6 +67,16 @@ void linear_forward(D& dev, Out<T, 2, D> y, In<T, 2, D> x, In<T, 2, D> weight,
   gemm_add(dev, Trans::no, Trans::yes, 1, x, weight, y, bias, residual);
 }
 
+/// y = rms_norm(x) W^T + b, in one pass where the device has one.
+/// @param y (N, O), written, may not alias x      @param weight (O, I)
+/// @param bias (O), or empty for none
+/// @throws ShapeError if extents disagree
+template <Element T, Device D>
+void linear_forward(D& dev, Out<T, 2, D> y, std::type_identity_t<NormedRows<T, D>>& x,
+                    In<T, 2, D> weight, In<T, 1, D> bias = {}) {
+  linear_forward(dev, y, x.rows(dev), weight, bias);
+}
+
 /// dx = dy W (or +=, by `write`),  dweight += dy^T x,  dbias += sum_n dy.
 /// Empty views for dx, dweight or dbias mean that the gradient is not needed and is not computed.
 /// @throws ShapeError if extents disagree
@@ -95,6 +107,28 @@ void linear_relu_forward(Cpu& dev, Out<T, 2, Cpu> y, In<T, 2, Cpu> x, In<T, 2, C
                          OptionalOut<std::uint8_t, 2, Cpu> = {}) {
   linear_forward(dev, y, x, weight);
   relu_forward(dev, y, y);
+}
+
+/// y = max(rms_norm(x) W^T, 0), in one pass where the device has one.
+/// @param y (N, O), written, may not alias x      @param weight (O, I)
+/// @throws ShapeError if extents disagree
+template <Element T, Device D>
+void linear_relu_forward(D& dev, Out<T, 2, D> y, std::type_identity_t<NormedRows<T, D>>& x,
+                         In<T, 2, D> weight) {
+  linear_relu_forward(dev, y, x.rows(dev), weight);
+}
+
+/// y = gelu_new(x Wi^T) * (x Wg^T), in one pass where the device has one.
+/// @param y (N, F), written, may not alias x
+/// @param x (N, I), or rows to be normalised
+/// @param weight (2 F, I): Wi, and Wg behind it
+/// @throws ShapeError if extents disagree
+template <Element T, Device D, class X>
+void linear_gated_gelu_forward(D& dev, Out<T, 2, D> y, X&& x, In<T, 2, D> weight) {
+  ArenaScope scope(dev.scratch);
+  auto projected = dev.scratch.template allocate<T, 2>({y.extent(0), weight.extent(0)});
+  linear_forward(dev, projected, x, weight);
+  gated_gelu_forward(dev, y, projected);
 }
 
 /// linear_backward of a layer whose input is the output of a ReLU, and of the ReLU itself:
