@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <span>
+#include <map>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -65,6 +66,12 @@ Config small_config(bool gated) {
 template <class T>
 std::vector<T> converted(std::span<float const> x) {
   return {x.begin(), x.end()};
+}
+template <class T, class From>
+std::vector<T> converted(std::vector<From> const& x) {
+  std::vector<T> y;
+  for (From const v : x) y.push_back(static_cast<T>(v));
+  return y;
 }
 
 template <class D, class T, int Rank>
@@ -209,19 +216,70 @@ Outcome<float> in_order(Cpu& dev, Case const& of, std::uint64_t order) {
 }
 
 /// The decoder's states at every position of those responses, by whole rows.
-template <class T>
-std::vector<T> whole_rows(Cpu& dev, Case const& of, Ragged const& responses, std::uint64_t order) {
+template <class T, class D>
+std::vector<Accumulator<T>> whole_rows(D& dev, Case const& of, Ragged const& responses,
+                                       std::uint64_t order = 0) {
   support::UnitOrders const units = units_of(of, order);
   Case const from = moved(of, units);
   Config const& c = of.config;
-  Parameters<T, Cpu> const p(c);
-  PrefixStore<T, Cpu> const prefixes(typename Prefixes<T, Cpu>::Shape{c, of.prefix});
+  Parameters<T, D> const p(dev, c);
+  PrefixStore<T, D> const prefixes(dev, typename Prefixes<T, D>::Shape{c, of.prefix});
   copy(dev, p.all(), converted<T>(from.parameters.span()));
   copy(dev, prefixes.all(), converted<T>(from.prefixes.span()));
-  emprl::Tensor<T, 2, Cpu> const states({responses.tokens(), c.d_model});
-  Model<T, Cpu>(c).inference(dev, p.views(), prefixes.views(), of.contexts.view(), responses.view(),
-                             states.view());
-  return units.undo_states(support::values(states));
+  emprl::Tensor<T, 2, D> const states({responses.tokens(), c.d_model});
+  Model<T, D>(c).inference(dev, p.views(), prefixes.views(), of.contexts.view(), responses.view(),
+                           states.view());
+  return units.undo_states(converted<Accumulator<T>>(to_host(dev, states.view())));
+}
+
+/// Some of those states by decoding token after token, and which they are.
+struct Decoded {
+  std::vector<float> states;
+  std::vector<index_t> positions;
+
+  /// The same of all states, row after row.
+  template <class S>
+  std::vector<S> of(std::vector<S> const& whole, index_t width) const {
+    std::vector<S> picked;
+    for (index_t const n : positions) {
+      auto const at = whole.begin() + n * width;
+      picked.insert(picked.end(), at, at + width);
+    }
+    return picked;
+  }
+};
+
+/// Decodes rows of `steps` tokens; one ends early.
+template <class T>
+Decoded decode(Cuda& dev, Case const& of, Ragged const& responses, index_t steps) {
+  Config const& c = of.config;
+  auto const inputs = emprl::t5::shift_right(responses.view());
+  dev.scratch.poison(true);
+  Parameters<T, Cuda> const p(dev, c);
+  PrefixStore<T, Cuda> const prefixes(dev, typename Prefixes<T, Cuda>::Shape{c, of.prefix});
+  copy(dev, p.all(), converted<T>(of.parameters.span()));
+  copy(dev, prefixes.all(), converted<T>(of.prefixes.span()));
+  Model<T, Cuda> const model(c);
+  auto cache = model.start(dev, p.views(), prefixes.views(), of.contexts.view());
+  Decoded decoded;
+  for (index_t t = 0; t < steps; ++t) {
+    std::vector<index_t> active{0, 1, 2, 3};
+    if (t > steps / 2) active = {0, 2, 3};
+    std::vector<std::int32_t> ids;
+    for (index_t const row : active) {
+      ids.push_back(inputs[static_cast<std::size_t>(row * steps + t)]);
+    }
+    emprl::ArenaScope const scope(dev.saved);
+    auto const y =
+        dev.saved.template allocate<T, 2>({static_cast<index_t>(active.size()), c.d_model});
+    model.decoder().step(dev, p.views(), prefixes.views(), cache, active,
+                         on_device(dev, dev.saved, std::span<std::int32_t const>(ids)), y);
+    if (t % 5 != 0 && t < steps - 5) continue;
+    auto const now = converted<float>(to_host(dev, y));
+    decoded.states.insert(decoded.states.end(), now.begin(), now.end());
+    for (index_t const row : active) decoded.positions.push_back(row * steps + t);
+  }
+  return decoded;
 }
 
 void check_case(Case const& of, int schedules) {
@@ -254,6 +312,13 @@ Case make_case(bool gated, index_t prefix, double dropout, std::uint64_t batch =
           .contexts = support::random_rows({5, 0, 9, 33}, c.vocab_size, 2 * batch + 6),
           .responses = support::random_rows({2, 6, 0, 3}, c.vocab_size, 2 * batch + 7),
           .sites = DropoutSites(dropout, 8, 9)};
+}
+
+/// A response of `length` tokens for each context.
+Ragged rows_of_length(Case const& of, index_t length, std::uint64_t seed) {
+  return support::random_rows(
+      std::vector<index_t>(static_cast<std::size_t>(of.contexts.rows()), length),
+      of.config.vocab_size, seed);
 }
 
 }  // namespace
@@ -328,52 +393,53 @@ TEST_CASE("cuda: T5 in 16 bits errs at most twice as much as the CPU's ops on te
 TEST_CASE("cuda: decoding with a cache gives the states of whole rows, beyond the first growth",
           "[cuda][t5]") {
   Case const of = make_case(false, 2, 0.0);
-  Config const& c = of.config;
-  index_t const rows = of.contexts.rows();
   index_t const steps = 35;  // the cache begins with 32 positions
-  auto const responses = support::random_rows(
-      std::vector<index_t>(static_cast<std::size_t>(rows), steps), c.vocab_size, 11);
-  auto const inputs = emprl::t5::shift_right(responses.view());
+  auto const responses = rows_of_length(of, steps, 11);
   Cuda dev;
-  dev.scratch.poison(true);
-  Parameters<float, Cuda> const p(dev, c);
-  PrefixStore<float, Cuda> const prefixes(dev, Prefixes<float, Cuda>::Shape{c, of.prefix});
-  copy(dev, p.all(), of.parameters.span());
-  copy(dev, prefixes.all(), of.prefixes.span());
-  Model<float, Cuda> const model(c);
-  auto cache = model.start(dev, p.views(), prefixes.views(), of.contexts.view());
-  std::vector<float> states;
-  std::vector<index_t> positions;
-  for (index_t t = 0; t < steps; ++t) {
-    // One row ends early.
-    std::vector<index_t> active{0, 1, 2, 3};
-    if (t > 20) active = {0, 2, 3};
-    std::vector<std::int32_t> ids;
-    for (index_t const row : active) {
-      ids.push_back(inputs[static_cast<std::size_t>(row * steps + t)]);
-    }
-    emprl::ArenaScope const scope(dev.saved);
-    auto const y = dev.saved.allocate<float, 2>({static_cast<index_t>(active.size()), c.d_model});
-    model.decoder().step(dev, p.views(), prefixes.views(), cache, active,
-                         on_device(dev, dev.saved, std::span<std::int32_t const>(ids)), y);
-    if (t % 5 != 0 && t < 30) continue;
-    auto const now = to_host(dev, y);
-    states.insert(states.end(), now.begin(), now.end());
-    for (index_t const row : active) positions.push_back(row * steps + t);
-  }
-  auto const of_positions = [&]<class T>(std::vector<T> const& whole) {
-    std::vector<T> picked;
-    for (index_t const n : positions) {
-      auto const at = whole.begin() + n * c.d_model;
-      picked.insert(picked.end(), at, at + c.d_model);
-    }
-    return picked;
-  };
+  Decoded const decoded = decode<float>(dev, of, responses, steps);
   Cpu host(2);
+  auto const states = [&](auto const& whole) { return decoded.of(whole, of.config.d_model); };
   support::check_in_orders<float>(
-      {{"states", states}}, {{"states", of_positions(whole_rows<double>(host, of, responses, 0))}},
+      {{"states", decoded.states}}, {{"states", states(whole_rows<double>(host, of, responses))}},
       [&](std::uint64_t order) {
         return support::Results<float>{
-            {"states", of_positions(whole_rows<float>(host, of, responses, order))}};
+            {"states", states(whole_rows<float>(host, of, responses, order))}};
       });
+}
+
+TEST_CASE("cuda: decoding in 16 bits errs at most twice as much as whole rows on the CPU's ops",
+          "[cuda][t5][few_rows]") {
+  for (bool const gated : {false, true}) {
+    INFO((gated ? "gated" : "relu"));
+    index_t const steps = 11;
+    Cpu host(2);
+    support::HostIn16Bits plain;
+    // All rows begin at multiples of 16 bytes, as those of T5 do: products take the norms along.
+    auto const make = [&](std::uint64_t batch) {
+      Case of = make_case(gated, 2, 0.0, batch);
+      of.config.d_model = 40;
+      of.config.d_ff = 64;
+      of.parameters = support::random_parameters<float>(of.config, 4);
+      for (float& x : of.parameters.span()) x = static_cast<float>(Bf16(0.5f * x));
+      for (float& x : of.prefixes.span()) x = static_cast<float>(Bf16(0.5f * x));
+      return of;
+    };
+    Case const of = make(0);
+    auto const responses = rows_of_length(of, steps, 11);
+    Cuda dev;
+    Decoded const decoded = decode<Bf16>(dev, of, responses, steps);
+    auto const states = [&](auto const& whole) { return decoded.of(whole, of.config.d_model); };
+    auto const truth = states(whole_rows<double>(host, of, responses));
+    // The worst of 25 batches, as above.
+    auto const errors = [&](std::uint64_t batch) {
+      Case const other = make(batch);
+      auto const its = rows_of_length(other, steps, 11 + batch);
+      auto const its_truth = states(whole_rows<double>(host, other, its));
+      double const error =
+          support::max_difference(states(whole_rows<Bf16>(plain, other, its)), its_truth);
+      return std::map<std::string, double>{
+          {"states", error * support::max_abs(truth) / support::max_abs(its_truth)}};
+    };
+    support::check_errors<float>({{"states", decoded.states}}, {{"states", truth}}, errors, 0x1p-3);
+  }
 }
