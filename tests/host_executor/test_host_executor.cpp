@@ -86,6 +86,18 @@ void check_twins(LaunchShape const& shape, Fault kind, std::vector<std::string> 
   check_passes([&] { launch<Right>(nullptr, shape); });
 }
 
+// ---- launches that overlap
+
+template <Twin twin>
+EMPRL_KERNEL overlapping_kernel(int* y) {
+  int const i = cuda::thread_rank();
+  cuda::begin_next();
+  // Whoever has nothing to do must wait as well.
+  if (twin == Twin::wrong && i >= 40) return;
+  cuda::wait_for_previous();
+  if (i < 40) y[i] = i;
+}
+
 // ---- barriers
 
 template <Twin twin>
@@ -720,6 +732,18 @@ TEST_CASE("host executor: launches that no device takes are refused", "[host_exe
     launch<whole_warps_kernel>(nullptr,
                                {.grid = {1, 2}, .block = {1024}, .shared_bytes = 227 * 1024});
   });
+}
+
+TEST_CASE("host executor: a thread of an overlapping launch that does not wait is caught",
+          "[host_executor]") {
+  constexpr LaunchShape overlapping{.grid = {2}, .block = {64}, .overlaps = true};
+  auto y = DeviceArray<int>::poisoned(64);
+  check_caught(Fault::order, {"overlapping_kernel", "ends without wait_for_previous"},
+               [&] { launch<overlapping_kernel<Twin::wrong>>(nullptr, overlapping, y.data()); });
+  check_passes([&] { launch<overlapping_kernel<Twin::right>>(nullptr, overlapping, y.data()); });
+  CHECK(y.values()[39] == 39);
+  // Without overlap there is nothing to wait for.
+  check_passes([&] { launch<overlapping_kernel<Twin::wrong>>(nullptr, two_warps, y.data()); });
 }
 
 TEST_CASE("host executor: the seed fixes the order of blocks and threads, and orders differ",

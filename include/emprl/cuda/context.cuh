@@ -38,6 +38,21 @@ inline void expect_gpu() {
   cuda_try(status, "looking for a GPU");
 }
 
+/// Whether launches can overlap on this GPU, in a graph as well: from sm_90 and CUDA 12.3 on.
+/// @throws CudaError
+inline bool can_overlap() {
+  int device = 0, major = 0, driver = 0;
+  cuda_try(cudaGetDevice(&device), "asking for the GPU");
+  cuda_try(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+           "asking for the GPU");
+  cuda_try(cudaDriverGetVersion(&driver), "asking for the version of the CUDA driver");
+#if defined(EMPRL_SYNC_LAUNCHES)
+  return false;
+#else
+  return major >= 9 && driver >= 12030 && CUDART_VERSION >= 12030;
+#endif
+}
+
 }  // namespace cuda
 #endif
 
@@ -64,11 +79,15 @@ struct Cuda {
 #else
   bool decoding_graphs = true;
 #endif
+  /// Launches in a LaunchChain may overlap (LaunchShape::overlaps). Off where the GPU or CUDA
+  /// cannot, or by whoever wants to compare.
+  bool overlap_launches = true;
 
   /// @throws CudaError if there is no GPU, or none that the driver can use
   Cuda() {
 #if defined(__CUDACC__)
     cuda::expect_gpu();
+    overlap_launches = cuda::can_overlap();
     cuda::cuda_try(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "starting CUDA");
 #endif
   }
@@ -80,12 +99,37 @@ struct Cuda {
 #endif
   }
 
+  /// Whether a launch that can overlap the one in front shall.
+  bool overlaps() const {
+    return overlap_launches && chained_;
+  }
+
   /// Waits until everything ordered so far is done. @throws CudaError if a kernel has failed
   void synchronize() {
     cuda::synchronize(stream);
   }
+
+ private:
+  friend class LaunchChain<Cuda>;
+  bool chained_ = false;
 };
 
 static_assert(Device<Cuda>);
+
+/// The launches of its time may overlap, if they can. Before it comes a launch that does not: all
+/// earlier work, an optimiser's step for example, has then ended when the first of the chain
+/// begins.
+template <>
+class LaunchChain<Cuda> {
+ public:
+  explicit LaunchChain(Cuda& dev) : dev_(dev), before_(dev.chained_) { dev.chained_ = true; }
+  ~LaunchChain() { dev_.chained_ = before_; }
+  LaunchChain(LaunchChain const&) = delete;
+  LaunchChain& operator=(LaunchChain const&) = delete;
+
+ private:
+  Cuda& dev_;
+  bool before_;
+};
 
 }  // namespace emprl

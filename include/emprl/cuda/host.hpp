@@ -24,7 +24,8 @@ enum class Fault {
   bounds,      ///< a place outside a shared array
   alignment,   ///< an address that the instruction does not take
   async_copy,  ///< shared memory touched while cp.async is still bringing it
-  unwritten    ///< shared memory read before anything was written there
+  unwritten,   ///< shared memory read before anything was written there
+  order        ///< a launch that overlaps, and a thread of it that never waits for the one in front
 };
 
 /// Ends the kernel with a report; `launch` throws it.
@@ -44,6 +45,9 @@ Thread const& thread();
 Grid const& grid();
 
 void sync_threads(Site where);
+
+/// The running thread waits for the launch in front, which the executor has long ended.
+void wait_for_previous();
 
 /// Something that the lanes of a mask do together.
 struct Collective {
@@ -88,6 +92,7 @@ struct Launch {
   Dim3 grid;
   Dim3 block;
   std::size_t shared_bytes = 0;
+  bool overlaps = false;
 };
 /// Calls body(context) once for every thread of the grid.
 void run(Launch const& launch, void (*body)(void const*), void const* context);

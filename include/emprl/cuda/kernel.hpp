@@ -96,6 +96,34 @@ EMPRL_DEVICE void sync_threads([[maybe_unused]] Site where = Site::current()) {
 #endif
 }
 
+/// Lets the launch behind this one begin, if it overlaps (LaunchShape::overlaps), once every block
+/// has called it or is done. It says nothing about memory.
+EMPRL_DEVICE void begin_next() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/// Waits until the launch in front has ended, and with it all launches before; what they wrote is
+/// seen after. At once where launches do not overlap.
+EMPRL_DEVICE void wait_for_previous() {
+#if !defined(__CUDACC__)
+  host::wait_for_previous();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/// Asks for the line of L2 that holds `p`, an address in global memory, and waits for nothing.
+EMPRL_DEVICE void prefetch_line(void const* p) {
+#if defined(__CUDACC__)
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(p)));
+#else
+  // So that AddressSanitizer sees it.
+  [[maybe_unused]] char const volatile touched = *static_cast<char const volatile*>(p);
+#endif
+}
+
 /// Waits for the lanes of `mask`; memory written before is seen after by them.
 EMPRL_DEVICE void sync_warp(LaneMask mask = full_warp,
                             [[maybe_unused]] Site where = Site::current()) {

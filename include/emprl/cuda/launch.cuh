@@ -32,6 +32,11 @@ struct LaunchShape {
   Dim3 grid;
   Dim3 block;
   std::size_t shared_bytes = 0;
+  /// The kernel may begin before the launch in front of it has ended (programmatic dependent
+  /// launch, from sm_90 on): that one has called cuda::begin_next, or its last block is done. Every
+  /// thread of it must call cuda::wait_for_previous, and before that touch nothing that the launch
+  /// in front writes or reads.
+  bool overlaps = false;
 };
 
 /// Blocks of `size` that cover `n` elements. @throws ConfigError if a grid cannot have so many
@@ -94,7 +99,19 @@ void launch([[maybe_unused]] StreamHandle stream, LaunchShape const& shape,
     status = cudaFuncSetAttribute(Kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   static_cast<int>(shape.shared_bytes));
   }
-  if (status == cudaSuccess) {
+  if (status == cudaSuccess && shape.overlaps) {
+    cudaLaunchAttribute overlaps{};
+    overlaps.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlaps.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = detail::dimensions(shape.grid);
+    config.blockDim = detail::dimensions(shape.block);
+    config.dynamicSmemBytes = shape.shared_bytes;
+    config.stream = stream;
+    config.attrs = &overlaps;
+    config.numAttrs = 1;
+    status = cudaLaunchKernelEx(&config, Kernel, arguments...);
+  } else if (status == cudaSuccess) {
     Kernel<<<detail::dimensions(shape.grid), detail::dimensions(shape.block), shape.shared_bytes,
              stream>>>(arguments...);
     status = cudaGetLastError();
@@ -107,7 +124,8 @@ void launch([[maybe_unused]] StreamHandle stream, LaunchShape const& shape,
   host::enqueue([shape, arguments...] {
     auto const call = [&] { Kernel(arguments...); };
     host::run(
-        {detail::kernel_name<Kernel>(), shape.grid, shape.block, shape.shared_bytes},
+        {detail::kernel_name<Kernel>(), shape.grid, shape.block, shape.shared_bytes,
+         shape.overlaps},
         [](void const* context) { (*static_cast<decltype(call) const*>(context))(); }, &call);
   });
 #endif

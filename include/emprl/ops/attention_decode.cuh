@@ -68,6 +68,16 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(decode_threads) attention_decode_kernel(DecodeA
 
   index_t const a = cuda::block_index().x / in.heads;
   int const h = cuda::block_index().x % in.heads;
+  // Keys and values that nobody appends to are there before the launch in front has ended, and so
+  // are the ranges.
+  cuda::begin_next();
+  if (in.new_k == nullptr) {
+    for (index_t j = cuda::thread_rank(); j < in.length[a]; j += decode_threads) {
+      cuda::prefetch_line(in.k + (in.begin[a] + j) * in.k_pitch + h * Dh);
+      cuda::prefetch_line(in.v + (in.begin[a] + j) * in.v_pitch + h * Dh);
+    }
+  }
+  cuda::wait_for_previous();
   int const warp = cuda::warp_index();
   int const lane = cuda::lane_index();
   int const group = lane / lanes;
@@ -238,13 +248,16 @@ void launch_attention_decode(Cuda& dev, TensorView<T, 2, Cuda> o, In<T, 2, Cuda>
     in.prefix_v = prefix_v.data();
     in.prefix_v_pitch = prefix_v.stride(0);
   }
-  dispatch_head_width(
-      "attention_decode", q.extent(1) / heads, [&]<int Dh>(std::integral_constant<int, Dh>) {
-        if (active == 0) return;
-        cuda::launch<attention_decode_kernel<T, Dh>>(
-            dev.stream, {.grid = {cuda::blocks_for(active * heads, 1)}, .block = {decode_threads}},
-            in);
-      });
+  dispatch_head_width("attention_decode", q.extent(1) / heads,
+                      [&]<int Dh>(std::integral_constant<int, Dh>) {
+                        if (active == 0) return;
+                        cuda::launch<attention_decode_kernel<T, Dh>>(
+                            dev.stream,
+                            {.grid = {cuda::blocks_for(active * heads, 1)},
+                             .block = {decode_threads},
+                             .overlaps = std::is_same_v<T, Bf16> && dev.overlaps()},
+                            in);
+                      });
 }
 
 }  // namespace detail

@@ -17,6 +17,9 @@
 // added up beside the products, and r is applied at the end.
 //
 // A sum's order is that of k alone: a row of y does not depend on which rows stand beside it.
+//
+// In a LaunchChain a block begins while the launch in front runs: it asks for its part of W, and
+// waits before it reads x.
 
 #include <cmath>
 #include <cstdint>
@@ -128,7 +131,16 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(few_rows_threads, Tiles <= 4 ? 2 : 1)
     }
     return w;
   };
+  // Weights are there before the launch in front has ended, x and what is added are not.
+  cuda::begin_next();
   Weights next = load_weights(begin);
+  for (int c = begin + together; c < end; ++c) {
+    int const k = c * chunk + t8;
+    if (k >= in.k) continue;
+    cuda::prefetch_line(low + k);
+    cuda::prefetch_line(high + k);
+  }
+  cuda::wait_for_previous();
 
   // What a thread will add to its outputs, long before they are there.
   float added[outputs];
@@ -256,7 +268,8 @@ inline void multiply_few_rows(Cuda& dev, FewRowsProduct const& p, FewRowsTail ta
   auto const with_tiles = [&]<FewRowsTail Tail, bool Norm>() {
     int const columns = Tail == FewRowsTail::gated_gelu ? 8 : 16;
     cuda::LaunchShape const shape{.grid = {cuda::blocks_for(p.n, columns)},
-                                  .block = {few_rows_threads}};
+                                  .block = {few_rows_threads},
+                                  .overlaps = dev.overlaps()};
     if (p.m <= 8) {
       cuda::launch<few_rows_kernel<1, Tail, Norm>>(dev.stream, shape, p);
     } else if (p.m <= 16) {

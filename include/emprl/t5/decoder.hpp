@@ -298,6 +298,8 @@ class Decoder {
     index_t const inner = config_.inner();
     auto x = dev.scratch.template allocate<T, 2>({active, config_.d_model});
     embedding_forward(dev, x, p.shared, ids);
+    // Of what the launches below read, only states and the newest keys are written by one of them.
+    LaunchChain<D> const chain(dev);
     for (std::size_t i = 0; i < p.decoder.blocks.size(); ++i) {
       BlockParams<T, D> const& block = p.decoder.blocks[i];
       auto const layer = static_cast<index_t>(i);

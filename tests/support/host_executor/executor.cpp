@@ -76,6 +76,8 @@ struct Thread {
   int warp = 0;
   int lane = 0;
   bool finished = false;
+  /// It has waited for the launch in front.
+  bool waited = false;
   /// Where it is suspended; null before it starts, while it runs and after it ends.
   Fiber* fiber = nullptr;
   /// What it waits for; null if nothing.
@@ -319,6 +321,8 @@ class Executor {
     }
   }
 
+  void wait_for_previous() { me().waited = true; }
+
   void copy_async(SharedArray& shared, int offset, void const* from, int bytes, int valid,
                   Site where) {
     Thread& thread = me();
@@ -410,6 +414,7 @@ class Executor {
       thread.warp = i / warp_size;
       thread.lane = i % warp_size;
       thread.finished = false;
+      thread.waited = false;
       thread.fiber = nullptr;
       thread.waits_for = nullptr;
       thread.group = 0;
@@ -454,6 +459,12 @@ class Executor {
     Thread* const thread = current_;
     try {
       body_(context_);
+      if (launch_->overlaps && !thread->waited) {
+        fault(Fault::order,
+              "the launch overlaps the one in front, and this thread ends without "
+              "wait_for_previous",
+              Site::current());
+      }
     } catch (Abandoned const&) {
     } catch (...) {
       if (!error_) error_ = std::current_exception();
@@ -728,6 +739,10 @@ Grid const& grid() {
 
 void sync_threads(Site where) {
   Executor::instance().sync_threads(where);
+}
+
+void wait_for_previous() {
+  Executor::instance().wait_for_previous();
 }
 
 void collective(Collective const& what, LaneMask mask, void* brought, Site where) {

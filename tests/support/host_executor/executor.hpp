@@ -24,7 +24,8 @@
 //   * indices outside a shared array or a part of it, and misaligned vector accesses
 //   * touching the target of cp.async before its wait_copies; reading what another thread copied
 //     without a barrier after its wait
-//   * launches that no device takes
+//   * launches that no device takes; one that overlaps the launch in front (LaunchShape) and has a
+//     thread that ends without wait_for_previous
 // Under AddressSanitizer also overruns of buffers in global memory. The fibers are announced to it,
 // and it names the kernel. Results are those of the kernel's own arithmetic.
 //
@@ -36,8 +37,9 @@
 //   * the memory model beyond barriers: fences, volatile, acquire and release, the async proxy
 //   * the last bits of tensor cores and of approximate instructions
 //   * what nvcc's optimiser does; ptxas; anything of streams: launches run at once, or, recorded as
-//     a graph (emprl/cuda/graph.cuh), at every replay. Of a capture it knows that it takes no copy
-//     from or to the host, no waiting and no allocation
+//     a graph (emprl/cuda/graph.cuh), at every replay. Launches that overlap do not: what a kernel
+//     touches before wait_for_previous is not looked at. Of a capture it knows that it takes no
+//     copy from or to the host, no waiting and no allocation
 //   * partial warp barriers: of several reads of one element before a write only the first one's
 //     time is kept, so a race may be missed (never invented)
 //
