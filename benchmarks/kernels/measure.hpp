@@ -98,6 +98,7 @@ std::vector<std::pair<std::string, std::string>> describe_device();
 void bench_ceilings(KernelRun& run);
 void bench_attention(KernelRun& run);
 void bench_decode(KernelRun& run);
+void bench_few_rows(KernelRun& run);
 void bench_token_logprob(KernelRun& run);
 void bench_sampling(KernelRun& run);
 void bench_rms_norm(KernelRun& run);
@@ -120,6 +121,7 @@ inline constexpr KernelBenchmark kernel_benchmarks[] = {
     {"ceilings", bench_ceilings},
     {"attention", bench_attention},
     {"decode", bench_decode},
+    {"few_rows", bench_few_rows},
     {"token_logprob", bench_token_logprob},
     {"adamw", bench_adamw},
     {"rms_norm", bench_rms_norm},

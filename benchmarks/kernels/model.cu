@@ -7,6 +7,7 @@
 #include <iterator>
 #include <memory>
 #include <type_traits>
+#include <utility>
 
 #include "emprl/train/cuda_engine.cuh"
 #include "kernels/measure.cuh"
@@ -111,21 +112,33 @@ void time_generation(KernelBench& bench) {
               "a response for each context");
     });
   };
-  auto const whole = generate(length), part = generate(short_length);
+  // What a token more costs: the decoder's step, the draw, and what the host looks at.
+  double const before = static_cast<double>(length + short_length) / 2;
+  auto const keep_step = [&](std::string const& how, std::vector<double> const& whole) {
+    std::vector<double> steps;
+    double const less = spread_of(generate(short_length)).median;
+    for (double const t : whole) {
+      steps.push_back((t - less) / static_cast<double>(length - short_length));
+    }
+    bench.keep({"t5_decode_step", format_name<T>, shape + how,
+                cost.step_numbers(before) * sizeof(T), cost.step(before)},
+               steps);
+  };
+  auto const whole = generate(length);
   bench.keep(
       {"t5_generate", format_name<T>, shape + " -> " + std::to_string(length),
        cost.generation_numbers() * sizeof(T), cost.encoder() + cost.cross_keys() + cost.decoder()},
       whole);
-  // What a token more costs: the decoder's step, the draw, and what the host looks at.
-  std::vector<double> steps;
-  double const less = spread_of(part).median;
-  for (double const t : whole) {
-    steps.push_back((t - less) / static_cast<double>(length - short_length));
+  keep_step("", whole);
+  if constexpr (std::is_same_v<T, Bf16>) {
+    // What two of its parts are worth.
+    bool const overlaps = std::exchange(dev.overlap_launches, false);
+    keep_step(", launches one after the other", generate(length));
+    index_t const few_rows = std::exchange(dev.products.few_rows, 0);
+    keep_step(", and all products by cuBLASLt", generate(length));
+    dev.overlap_launches = overlaps;
+    dev.products.few_rows = few_rows;
   }
-  double const before = static_cast<double>(length + short_length) / 2;
-  bench.keep({"t5_decode_step", format_name<T>, shape, cost.step_numbers(before) * sizeof(T),
-              cost.step(before)},
-             steps);
 }
 
 // --- supervised training ------------------------------------------------------------------------

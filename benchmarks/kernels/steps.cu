@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What a step of decoding or of training ends with: attention of one new token, the draw of the
-// next, the objective's gradients, the optimiser.
+// What a step of decoding or of training ends with: products of a few rows, attention of one new
+// token, the draw of the next, the objective's gradients, the optimiser.
 
 #include <cstdint>
 #include <span>
@@ -9,9 +9,13 @@
 
 #include "emprl/gen/sampling.cuh"
 #include "emprl/ops/attention_decode.cuh"
+#include "emprl/ops/linear.cuh"
 #include "emprl/optim/adamw.cuh"
 #include "emprl/rl/objective.cuh"
 #include "kernels/measure.cuh"
+#if !defined(__CUDACC__)
+#include "emprl/ops/gemm_cpu.hpp"
+#endif
 
 namespace emprl::bench {
 
@@ -95,6 +99,30 @@ void decode_of_format(KernelBench& bench) {
               rows * row * (2 * keys + 4), flops},
              [&] { x.self(bench.dev); });
 }
+
+/// y = rms_norm(x) W^T, or y = residual + x W^T: the two products that a decoded token is made of.
+struct FewRowsProblem {
+  index_t rows, outputs, terms;
+  Tensor<Bf16, 2, Cuda> x, weight, y, residual, room;
+  Tensor<Bf16, 1, Cuda> norm;
+
+  FewRowsProblem(KernelBench& bench, index_t m, index_t n, index_t k)
+      : rows(m),
+        outputs(n),
+        terms(k),
+        x(bench.random<Bf16, 2>({m, k}, 1)),
+        weight(bench.random<Bf16, 2>({n, k}, 2)),
+        y({m, n}),
+        residual(bench.random<Bf16, 2>({m, n}, 3)),
+        room({m, k}),
+        norm(bench.random<Bf16, 1>({k}, 4)) {}
+
+  void normed(Cuda& dev) {
+    NormedRows<Bf16, Cuda> rows_to_norm(x, norm, 1e-6, room.view());
+    linear_forward(dev, y.view(), rows_to_norm, weight);
+  }
+  void added(Cuda& dev) { linear_forward<Bf16, Cuda>(dev, y.view(), x, weight, {}, residual); }
+};
 
 struct SamplingCase {
   char const* name;
@@ -202,6 +230,54 @@ void bench_decode(KernelRun& run) {
   KernelBench bench(run);
   decode_of_format<Bf16>(bench);
   decode_of_format<float>(bench);
+}
+
+void bench_few_rows(KernelRun& run) {
+  KernelBench bench(run);
+  Cuda& dev = bench.dev;
+  {
+    FewRowsProblem p(bench, 31, 48, 264);
+    Cpu host(1);
+    auto const x = bench.on_host(p.x), weight = bench.on_host(p.weight);
+    auto const norm = bench.numbers(p.norm);
+    auto const residual = bench.numbers(p.residual);
+    Tensor<double, 2, Cpu> normed({p.rows, p.terms}), y({p.rows, p.outputs});
+    auto const truth = [&] { return std::vector<double>(y.data(), y.data() + y.size()); };
+    // A factor of each term, and the result, are rounded to the format.
+    rms_norm_forward<double>(host, normed.view(), {}, x,
+                             TensorView<double const, 1, Cpu>(norm.data(), {p.terms}), 1e-6);
+    linear_forward<double, Cpu>(host, y.view(), normed, weight);
+    p.normed(dev);
+    run.check("few rows: with norm", bench.numbers(p.y), truth(), 4 * unit<Bf16>);
+    std::copy(residual.begin(), residual.end(), y.data());
+    linear_forward<double, Cpu>(host, y.view(), x, weight, {}, y);
+    p.added(dev);
+    run.check("few rows: with residual", bench.numbers(p.y), truth(), 2 * unit<Bf16>);
+  }
+  struct Shape {
+    char const* what;
+    index_t outputs, terms;
+    bool normed;
+  };
+  // Of T5-base.
+  for (Shape const s : {Shape{"query, key, value", 2304, 768, true},
+                        {"output", 768, 768, false},
+                        {"feed-forward in", 3072, 768, true},
+                        {"feed-forward out", 768, 3072, false}}) {
+    FewRowsProblem p(bench, run.small ? 3 : 32, run.small ? 48 : s.outputs,
+                     run.small ? 64 : s.terms);
+    // x and weight read, y written; of the residual it is as much again.
+    double const numbers = static_cast<double>(p.rows * p.terms + p.outputs * p.terms +
+                                               (s.normed ? 1 : 2) * p.rows * p.outputs);
+    double const flops = 2 * static_cast<double>(p.rows * p.outputs * p.terms);
+    std::string const shape = shape_of({p.rows, p.terms, p.outputs}) +
+                              (s.normed ? ", with norm: " : ", with residual: ") + s.what;
+    for (bool const own : {true, false}) {
+      dev.products.few_rows = own ? 64 : 0;
+      bench.time({own ? "linear" : "linear by cuBLASLt", "Bf16", shape, 2 * numbers, flops},
+                 [&] { s.normed ? p.normed(dev) : p.added(dev); });
+    }
+  }
 }
 
 void bench_sampling(KernelRun& run) {

@@ -308,6 +308,11 @@ TEST_CASE("cuda: a graph draws by the weights as they are, and goes where they m
   CHECK(graphs.captures() == 3);
   check(graphs, model, from, config(), 2);
   CHECK(graphs.captures() == 3);
+  dev.products.few_rows = 0;
+  check(graphs, model, from, config());
+  dev.overlap_launches = !dev.overlap_launches;
+  check(graphs, model, from, config());
+  CHECK(graphs.captures() == 5);
 }
 
 TEST_CASE("cuda: two models on one context keep graphs of their own", "[cuda][gen][graph]") {
