@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -26,7 +27,7 @@ TEMPLATE_TEST_CASE("dropout: the GPU draws the CPU's mask", "[cuda][dropout]", f
         auto const in = support::random_in_format<T>(rows, columns, 1);
         Cpu cpu;
         auto const plain = support::to_tensor(in);
-        emprl::dropout_apply<float>(cpu, plain.view(), key);
+        emprl::dropout_apply(cpu, plain.view(), key);
         auto expected = support::values(plain);
         for (float& v : expected) v = support::rounded<T>(v);
 
@@ -34,6 +35,26 @@ TEMPLATE_TEST_CASE("dropout: the GPU draws the CPU's mask", "[cuda][dropout]", f
         DeviceMatrix<T> x(in, gap);
         emprl::dropout_apply(dev, x.view(), key);
         CHECK(x.values() == expected);
+
+        auto y = DeviceMatrix<T>::poisoned(rows, columns, gap);
+        emprl::dropout_forward(dev, y.view(), DeviceMatrix<T>(in, 1), key);
+        CHECK(y.values() == expected);
+        // What is added is not dropped, and the sum is rounded once.
+        auto const more = support::random_in_format<T>(rows, columns, 2);
+        DeviceMatrix<T> from(in, gap), added(more, 1);
+        emprl::dropout_add(dev, y.view(), from.view(), added.view(), key);
+        auto const sum = y.values();
+        double worst = 0;
+        for (std::size_t i = 0; i < sum.size(); ++i) {
+          double const product = static_cast<double>(plain.data()[i]);
+          double const exact = static_cast<double>(more.values[i]) + product;
+          double const error = std::abs(static_cast<double>(sum[i]) - exact);
+          worst = std::max(worst, error - support::storage_rounding<T> * std::abs(exact) -
+                                      2 * 0x1p-24 * std::abs(product));
+        }
+        CHECK(worst <= 0);
+        emprl::dropout_add(dev, from.view(), from.view(), added.view(), key);
+        CHECK(from.values() == sum);
       }
     }
   });

@@ -23,7 +23,7 @@ std::vector<float> mask(DropoutKey const& key, index_t rows = 40, index_t column
                         int threads = 1) {
   Cpu dev(threads);
   Tensor<float, 2, Cpu> x({rows, columns}, 1.0f);
-  emprl::dropout_apply<float>(dev, x.view(), key);
+  emprl::dropout_apply(dev, x.view(), key);
   return values(x);
 }
 
@@ -104,4 +104,34 @@ TEST_CASE("DropoutSites: every site of a pass is another", "[ops][dropout][unit]
   CHECK(a.step == 6);
   CHECK(a.active());
   CHECK_FALSE(DropoutSites().next().active());
+}
+
+TEST_CASE("dropout: another output gets the same mask, and what is added is not dropped",
+          "[ops][dropout][unit]") {
+  DropoutKey const key{0.3, 7, 11, 13};
+  auto const x = support::random_matrix<float>(40, 531, 1);
+  auto const added = support::random_matrix<float>(40, 531, 2);
+  auto const factor = mask(key, 40, 531);
+  std::vector<float> dropped, sum;
+  for (std::size_t i = 0; i < factor.size(); ++i) {
+    dropped.push_back(x.values[i] * factor[i]);
+    sum.push_back(added.values[i] + dropped.back());
+  }
+  Cpu dev(2);
+  auto const in = support::to_tensor(x), more = support::to_tensor(added);
+  auto y = support::poisoned<float, 2>({40, 531});
+  emprl::dropout_forward<float>(dev, y.view(), in, key);
+  CHECK(values(y) == dropped);
+  // One rounding less where the compiler multiplies and adds at once.
+  y = support::poisoned<float, 2>({40, 531});
+  emprl::dropout_add<float>(dev, y.view(), in, more, key);
+  CHECK(support::max_difference(values(y), sum) <= 0x1p-23 * support::max_abs(sum));
+  auto const apart = values(y);
+  emprl::dropout_add<float>(dev, more.view(), in, more, key);
+  CHECK(values(more) == apart);
+  emprl::dropout_add<float>(dev, in.view(), in, support::to_tensor(added), key);
+  CHECK(values(in) == apart);
+  Tensor<float, 2, Cpu> const narrow({40, 530});
+  CHECK_THROWS_AS(emprl::dropout_forward<float>(dev, y.view(), narrow, key), emprl::ShapeError);
+  CHECK_THROWS_AS(emprl::dropout_add<float>(dev, y.view(), in, narrow, key), emprl::ShapeError);
 }

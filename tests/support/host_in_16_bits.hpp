@@ -187,9 +187,19 @@ inline void convert(HostIn16Bits&, TensorView<emprl::Bf16, 2, HostIn16Bits> y,
   each(y, from.view(), [](emprl::Bf16& to, float value) { to = emprl::Bf16(value); });
 }
 
-inline void dropout_apply(HostIn16Bits& dev, TensorView<emprl::Bf16, 2, HostIn16Bits> x,
-                          emprl::DropoutKey const& key) {
-  host_in_16_bits::compute([&](auto y) { emprl::dropout_apply<float>(dev.cpu, y, key); }, x);
+inline void dropout_forward(HostIn16Bits& dev, TensorView<emprl::Bf16, 2, HostIn16Bits> y,
+                            emprl::In<emprl::Bf16, 2, HostIn16Bits> x,
+                            emprl::DropoutKey const& key) {
+  using namespace host_in_16_bits;
+  compute([&](auto to) { emprl::dropout_forward<float>(dev.cpu, to, wide(x), key); }, y);
+}
+
+inline void dropout_add(HostIn16Bits& dev, TensorView<emprl::Bf16, 2, HostIn16Bits> y,
+                        emprl::In<emprl::Bf16, 2, HostIn16Bits> x,
+                        emprl::In<emprl::Bf16, 2, HostIn16Bits> added,
+                        emprl::DropoutKey const& key) {
+  using namespace host_in_16_bits;
+  compute([&](auto to) { emprl::dropout_add<float>(dev.cpu, to, wide(x), wide(added), key); }, y);
 }
 
 inline void copy(HostIn16Bits& dev, TensorView<emprl::Bf16, 2, HostIn16Bits> y,

@@ -137,15 +137,13 @@ class Identifier {
         drops ? In<T, 2, D>() : In<T, 2, D>(context.states));
     context.attention_dropout = sites.next();
     if (drops) {
-      dropout_apply(dev, attended, context.attention_dropout);
-      add(dev, attended, context.states);
+      dropout_add(dev, attended, attended, context.states, context.attention_dropout);
     }
     segment_mean_forward(dev, context.pooled, attended, target.offsets);
     linear_forward(dev, context.activated, context.pooled, p.hidden.weight, p.hidden.bias);
     tanh_forward(dev, context.activated, context.activated);
-    copy(dev, context.dropped, context.activated);
     context.hidden_dropout = sites.next();
-    dropout_apply(dev, context.dropped, context.hidden_dropout);
+    dropout_forward(dev, context.dropped, context.activated, context.hidden_dropout);
     linear_forward(dev, logits, context.dropped, p.output.weight, p.output.bias);
   }
 
@@ -169,8 +167,7 @@ class Identifier {
     In<T, 2, D> dattended = dstates;
     if (context.attention_dropout.active()) {
       auto const dropped = dev.scratch.template allocate<T, 2>(dstates.extents());
-      copy(dev, dropped, dstates);
-      dropout_apply(dev, dropped, context.attention_dropout);
+      dropout_forward(dev, dropped, dstates, context.attention_dropout);
       dattended = dropped;
     }
     clear(dev, dmemory);

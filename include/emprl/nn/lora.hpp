@@ -85,8 +85,7 @@ class Lora {
     }
     auto through = dev.scratch.template allocate<T, 2>(dx.extents());
     gemm(dev, Trans::no, Trans::no, 1, du, p.a, 0, through);
-    dropout_apply(dev, through, context.dropout);
-    add(dev, dx, through);
+    dropout_add(dev, dx, through, dx, context.dropout);
   }
 
   /// weight (O, I) += scale B A: the layer alone then gives what both gave.
@@ -110,8 +109,7 @@ class Lora {
   static TensorView<T const, 2, D> dropped(D& dev, In<T, 2, D> x, DropoutKey const& key) {
     if (!key.active()) return x;
     auto copied = dev.scratch.template allocate<T, 2>(x.extents());
-    copy(dev, copied, x);
-    dropout_apply(dev, copied, key);
+    dropout_forward(dev, copied, x, key);
     return copied;
   }
 };

@@ -56,8 +56,7 @@ class PreNorm {
     f(In<T, 2, D>(context.normed), drops ? In<T, 2, D>() : x, y);
     context.dropout = sites.next();
     if (drops) {
-      dropout_apply(dev, y, context.dropout);
-      add(dev, y, x);
+      dropout_add(dev, y, y, x, context.dropout);
     }
   }
 
@@ -70,8 +69,7 @@ class PreNorm {
     In<T, 2, D> dbranch = dx;
     if (context.dropout.active()) {
       auto const dropped = dev.scratch.template allocate<T, 2>(dx.extents());
-      copy(dev, dropped, dx);
-      dropout_apply(dev, dropped, context.dropout);
+      dropout_forward(dev, dropped, dx, context.dropout);
       dbranch = dropped;
     }
     auto dnormed = dev.scratch.template allocate<T, 2>(dx.extents());

@@ -120,24 +120,63 @@ void dropout_factors(DropoutKey const& key, std::uint32_t row, index_t first, T*
   }
 }
 
-/// x[n,c] *= factor[n,c]; forward and backward are the same operation.     x (N, C)
-template <Scalar T>
-void dropout_apply(Cpu& dev, Out<T, 2, Cpu> x, DropoutKey const& key) {
-  if (!key.active()) return;
-  index_t const c = x.extent(1);
-  index_t const grain = std::max<index_t>(1, 4096 / std::max<index_t>(1, c));
-  parallel_for(dev, x.extent(0), grain, [&](index_t begin, index_t end) {
+namespace detail {
+
+/// Calls f(row, first, n, factors) for the pieces of all rows, factors[j] that of column first + j.
+template <Scalar T, class F>
+void for_each_dropout(Cpu& dev, index_t rows, index_t columns, DropoutKey const& key, F f) {
+  index_t const grain = std::max<index_t>(1, 4096 / std::max<index_t>(1, columns));
+  parallel_for(dev, rows, grain, [&](index_t begin, index_t end) {
     constexpr index_t tile = 512;
     T factor[tile];
     for (index_t i = begin; i < end; ++i) {
-      T* const row = x.row(i);
-      for (index_t j0 = 0; j0 < c; j0 += tile) {
-        index_t const m = std::min(tile, c - j0);
+      for (index_t j0 = 0; j0 < columns; j0 += tile) {
+        index_t const m = std::min(tile, columns - j0);
         dropout_factors(key, static_cast<std::uint32_t>(i), j0, factor, m);
-        for (index_t j = 0; j < m; ++j) row[j0 + j] *= factor[j];
+        f(i, j0, m, static_cast<T const*>(factor));
       }
     }
   });
+}
+
+}  // namespace detail
+
+/// y[n,c] = x[n,c] factor[n,c]; forward and backward are the same operation.
+/// @param y (N, C), written, may be x      @param x (N, C)
+/// @throws ShapeError if extents disagree
+template <Scalar T>
+void dropout_forward(Cpu& dev, Out<T, 2, Cpu> y, In<T, 2, Cpu> x, DropoutKey const& key) {
+  expects(x.extents() == y.extents(), "dropout: input and output must agree");
+  detail::for_each_dropout<T>(dev, y.extent(0), y.extent(1), key,
+                              [&](index_t i, index_t first, index_t n, T const* factor) {
+                                T* const to = y.row(i) + first;
+                                T const* const from = x.row(i) + first;
+                                for (index_t j = 0; j < n; ++j) to[j] = from[j] * factor[j];
+                              });
+}
+
+/// y[n,c] = added[n,c] + x[n,c] factor[n,c].
+/// @param y (N, C), written, may be x or added      @param x, added (N, C)
+/// @throws ShapeError if extents disagree
+template <Scalar T>
+void dropout_add(Cpu& dev, Out<T, 2, Cpu> y, In<T, 2, Cpu> x, In<T, 2, Cpu> added,
+                 DropoutKey const& key) {
+  expects(x.extents() == y.extents() && added.extents() == y.extents(),
+          "dropout: inputs and output must agree");
+  detail::for_each_dropout<T>(dev, y.extent(0), y.extent(1), key,
+                              [&](index_t i, index_t first, index_t n, T const* factor) {
+                                T* const to = y.row(i) + first;
+                                T const* const from = x.row(i) + first;
+                                T const* const more = added.row(i) + first;
+                                for (index_t j = 0; j < n; ++j)
+                                  to[j] = more[j] + from[j] * factor[j];
+                              });
+}
+
+/// x[n,c] *= factor[n,c], nothing where the key is inactive.     x (N, C)
+template <Element T, Device D>
+void dropout_apply(D& dev, TensorView<T, 2, D> x, DropoutKey const& key) {
+  if (key.active()) dropout_forward(dev, x, x, key);
 }
 
 }  // namespace emprl
