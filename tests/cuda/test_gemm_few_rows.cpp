@@ -253,3 +253,32 @@ TEST_CASE("linear: rows to be normalised, of shapes that do not fit, are named",
   NormedRows<Bf16, Cuda> no_rows(no_x, support::as_row(norm), eps, none.view());
   CHECK_NOTHROW(linear_forward(dev, none.view(), no_rows, weight));
 }
+
+TEST_CASE("gemm_few_rows: a chain of launches that overlap gives the bits of one after the other",
+          "[cuda][gemm][few_rows]") {
+  Cuda dev;
+  // Each product reads what the one in front wrote, normalised, so that sizes stay as they are.
+  index_t const width = 64, rows = 32;
+  int const length = 30;
+  auto const weight = random_in_format<Bf16>(width, width, 1);
+  auto const start = random_in_format<Bf16>(rows, width, 2);
+  auto const last = [&](bool overlap) {
+    dev.overlap_launches = overlap;
+    DeviceMatrix<Bf16> w(weight), norm(random_in_format<Bf16>(1, width, 3)), room(start);
+    DeviceMatrix<Bf16> states[2] = {DeviceMatrix<Bf16>(start), DeviceMatrix<Bf16>(start)};
+    dev.synchronize();
+    LaunchChain<Cuda> const chain(dev);
+    for (int i = 0; i < length; ++i) {
+      NormedRows<Bf16, Cuda> x(states[i % 2], support::as_row(norm), eps, room.view());
+      linear_forward(dev, states[(i + 1) % 2].view(), x, w);
+    }
+    dev.synchronize();
+    return states[length % 2].stored();
+  };
+  bool const can = dev.overlap_launches;
+  auto const expected = last(false);
+  CHECK(support::max_abs(support::in_float(expected)) > 1);
+  for (int again = 0; again < (can ? 10 : 1); ++again) {
+    CHECK(support::bits(last(can)) == support::bits(expected));
+  }
+}
