@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "emprl/core/arena.hpp"
 
+#include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <new>
 
 #include "emprl/core/device.hpp"
+#include "emprl/core/rng.hpp"
 #include "support/catch.hpp"
 
 using emprl::Arena;
@@ -69,6 +73,53 @@ TEST_CASE("Arena: scopes nest", "[core][arena][unit]") {
   auto const b = arena.allocate<int, 1>({100});
   CHECK(b.data() == inner_data);
   CHECK((b.data() >= a.data() + 40 || a.data() >= b.data() + 100));
+}
+
+TEST_CASE("Arena: ragged batches leave it with half as much again as the largest needs, at most",
+          "[core][arena][unit]") {
+  Arena arena(256);
+  std::size_t most = 0;
+  emprl::RandomSequence random(7, emprl::Stream::permute);
+  for (int batch = 0; batch < 2000; ++batch) {
+    // More and more tokens, and from batch to batch others.
+    auto const tokens = 100 + batch / 10 + static_cast<index_t>(random.below(200));
+    ArenaScope const scope(arena);
+    std::size_t needed = 0;
+    for (int layer = 0; layer < 24; ++layer) {
+      for (index_t const columns : {16, 1, 48, 16, 16, 64}) {
+        arena.allocate<float, 2>({tokens, columns});
+        needed += static_cast<std::size_t>(tokens * columns) * sizeof(float);
+      }
+    }
+    most = std::max(most, needed);
+  }
+  CHECK(arena.capacity() >= most);
+  CHECK(arena.capacity() <= most + most / 2);
+}
+
+namespace {
+
+/// Memory that gives out so much and no more.
+struct ScarceMemory : emprl::HostMemory {
+  static constexpr std::size_t limit = 9024;
+  static inline std::size_t given = 0;
+
+  static void* allocate(std::size_t bytes) {
+    if (given + bytes > limit) throw std::bad_alloc();
+    given += bytes;
+    return emprl::HostMemory::allocate(bytes);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("Arena: where memory is scarce it takes no more than it is asked for",
+          "[core][arena][unit]") {
+  emprl::BasicArena<emprl::Cpu, ScarceMemory> arena(256);
+  // Blocks of 1024, five times, then of quarters, 1280 and 1600; for one of 2000 it is too late.
+  for (int i = 0; i < 8; ++i) arena.allocate<std::byte, 1>({1024});
+  CHECK(ScarceMemory::given == ScarceMemory::limit);
+  CHECK_THROWS_AS((arena.allocate<std::byte, 1>({1})), std::bad_alloc);
 }
 
 TEST_CASE("Arena: poisoned memory is not a number", "[core][arena][unit]") {

@@ -2,14 +2,22 @@
 #pragma once
 
 // A bump allocator for the activations of a pass. Allocation is an addition; release is a rewind to
-// a mark. Memory is kept between passes, so that after the first step of a training run no pass
+// a mark. Memory is kept between passes, so that after the first steps of a training run no pass
 // allocates.
+//
+// Passes are of ragged batches, hardly two of one size. Blocks that each had the size of a tensor
+// would serve the next larger batch no more, one after the other: a run held ten times what its
+// largest pass needs. So a block that is added is a quarter of all that are there, at least. Few
+// blocks then hold many tensors each, whatever their sizes, and what is left over at the ends of
+// blocks is little.
 
 #include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstring>
+#include <exception>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "emprl/core/config.hpp"
@@ -91,17 +99,31 @@ class BasicArena {
       ++current_;
       if (current_ < blocks_.size()) blocks_[current_].used = 0;
     }
-    if (current_ == blocks_.size()) {
-      Block block;
-      block.size = std::max(bytes, block_bytes_);
-      block.memory.reset(static_cast<std::byte*>(Memory::allocate(block.size)));
-      blocks_.push_back(std::move(block));
-    }
+    if (current_ == blocks_.size()) blocks_.push_back(new_block(bytes));
     Block& block = blocks_[current_];
     std::byte* const p = block.memory.get() + block.used;
     block.used += bytes;
     if (poison_) Memory::poison(p, bytes);
     return p;
+  }
+
+  /// A block that `bytes` fit into. Where there is no memory for a large one, a small one.
+  Block new_block(std::size_t bytes) const {
+    auto const of_size = [](std::size_t size) {
+      return Block{
+          std::unique_ptr<std::byte, Release>(static_cast<std::byte*>(Memory::allocate(size))),
+          size, 0};
+    };
+    std::size_t const least = std::max(bytes, block_bytes_);
+    std::size_t const share = capacity() / 4 / Memory::alignment * Memory::alignment;
+    if (share > least) {
+      try {
+        return of_size(share);
+      } catch (std::exception const&) {
+        // Not so much is left. What the caller is told, if that is the end, is what it asked for.
+      }
+    }
+    return of_size(least);
   }
 
   std::vector<Block> blocks_;
