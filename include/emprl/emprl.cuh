@@ -11,6 +11,7 @@
 #include "emprl/cuda/launch.cuh"
 #include "emprl/cuda/memory.cuh"
 #include "emprl/cuda/products.cuh"
+#include "emprl/cuda/uploads.cuh"
 #include "emprl/gen/decoding_graphs.cuh"
 #include "emprl/gen/decoding_rows.cuh"
 #include "emprl/gen/device_decoder.cuh"

@@ -52,14 +52,13 @@ class Buffer<T, Cuda> {
   index_t size_ = 0;
 };
 
-/// to = from, in the order of dev.stream. The span may change as soon as this returns, unless its
-/// memory is pinned: then not before the stream has come here.
+/// to = from, in the order of dev.stream. The span may change as soon as this returns.
 /// @throws ShapeError if the view has gaps or another number of elements than the span
 /// @throws CudaError
 template <class T, int Rank>
 void copy(Cuda& dev, TensorView<T, Rank, Cuda> to, std::type_identity_t<std::span<T const>> from) {
   detail::check_transfer(to, from.size());
-  cuda::copy_bytes(dev.stream, to.data(), from.data(), from.size_bytes());
+  dev.uploads.copy(dev.stream, to.data(), from.data(), from.size_bytes());
 }
 
 /// to = from, after all that dev.stream holds. Waits until the values have arrived.

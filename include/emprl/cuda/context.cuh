@@ -10,6 +10,7 @@
 #include "emprl/core/error.hpp"
 #include "emprl/cuda/memory.cuh"
 #include "emprl/cuda/products.cuh"
+#include "emprl/cuda/uploads.cuh"
 
 namespace emprl {
 
@@ -70,6 +71,8 @@ struct Cuda {
   DeviceArena saved;
   /// Temporaries of one op or layer; released when it returns.
   DeviceArena scratch;
+  /// Where numbers of the host pass through.
+  cuda::Uploads uploads;
   /// Matrix products: how exact, and by which algorithms.
   cuda::Products products;
   /// Generation captures the step of a token once and replays it (gen/decoding_graphs.cuh);
@@ -95,6 +98,8 @@ struct Cuda {
   Cuda& operator=(Cuda const&) = delete;
   ~Cuda() {
 #if defined(__CUDACC__)
+    // Members hold what work under way reads.
+    static_cast<void>(cudaStreamSynchronize(stream));
     static_cast<void>(cudaStreamDestroy(stream));
 #endif
   }

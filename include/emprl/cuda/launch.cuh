@@ -58,7 +58,10 @@ inline void cuda_try(cudaError_t status, std::string_view what,
   cudaGetLastError();
   throw CudaError(std::string(what) + ": " + cudaGetErrorName(status) + " (" +
                   cudaGetErrorString(status) + ") [" + where.file + ":" +
-                  std::to_string(where.line) + "]");
+                  std::to_string(where.line) + "]" +
+                  (status == cudaErrorNoKernelImageForDevice
+                       ? "; the program was not compiled for this kind of GPU"
+                       : ""));
 }
 
 #endif

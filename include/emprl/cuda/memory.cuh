@@ -7,11 +7,20 @@
 #include <cstddef>
 #include <cstring>
 #include <new>
+#include <string>
 
 #include "emprl/core/arena.hpp"
 #include "emprl/cuda/launch.cuh"
 
 namespace emprl::cuda {
+
+/// The sentence where `bytes` are asked for and `left` of `all` are free.
+inline std::string out_of_memory(std::size_t bytes, std::size_t left, std::size_t all) {
+  auto const megabytes = [](std::size_t n) { return std::to_string((n + 500000) / 1000000); };
+  return "the GPU has not enough memory: " + megabytes(bytes) + " MB more are needed, and " +
+         megabytes(left) + " of its " + megabytes(all) +
+         " MB are free; fewer rows at once need less";
+}
 
 /// Where an arena of device memory gets its blocks; the device is the calling thread's current one.
 struct DeviceMemory {
@@ -19,10 +28,17 @@ struct DeviceMemory {
   static constexpr std::size_t alignment = 256;
 
 #if defined(__CUDACC__)
-  /// @throws CudaError if there is not so much
+  /// @throws CudaError that says how much was asked for and how much there is, if that is less
   static void* allocate(std::size_t bytes) {
     void* p = nullptr;
-    cuda_try(cudaMalloc(&p, bytes), "cudaMalloc");
+    cudaError_t const status = cudaMalloc(&p, bytes);
+    if (status == cudaErrorMemoryAllocation) {
+      static_cast<void>(cudaGetLastError());
+      std::size_t left = 0, all = 0;
+      static_cast<void>(cudaMemGetInfo(&left, &all));
+      throw CudaError(out_of_memory(bytes, left, all));
+    }
+    cuda_try(status, "cudaMalloc");
     return p;
   }
   static void release(void* p) noexcept {
@@ -52,22 +68,31 @@ struct DeviceMemory {
 #endif
 };
 
-/// Copies bytes on a stream, from and to either side; returns at once where both are pinned or on
-/// the device, else when the host's side has been read or written.
+/// @throws CudaError naming `what` if the stream's work is being captured
+inline void expect_no_capture([[maybe_unused]] StreamHandle stream, char const* what) {
+#if defined(__CUDACC__)
+  cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+  cuda_try(cudaStreamIsCapturing(stream, &capturing), what);
+  if (capturing != cudaStreamCaptureStatusNone) {
+    throw CudaError(std::string(what) + ": not permitted while a graph is captured");
+  }
+#else
+  host::refuse_in_recording(what);
+#endif
+}
+
+/// Copies bytes on a stream, from and to either side. Memory of the host, pinned or not, stays as
+/// it is until the stream has come here: CUDA leaves open when it is read or written. (What may go
+/// sooner takes cuda/uploads.cuh.)
 /// @throws CudaError also while a graph is captured: it would copy at every replay, from or to
 /// memory of the host that may be gone
 inline void copy_bytes([[maybe_unused]] StreamHandle stream, void* to, void const* from,
                        std::size_t bytes) {
   if (bytes == 0) return;
+  expect_no_capture(stream, "copying memory");
 #if defined(__CUDACC__)
-  cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
-  cuda_try(cudaStreamIsCapturing(stream, &capturing), "copying memory");
-  if (capturing != cudaStreamCaptureStatusNone) {
-    throw CudaError("copying memory: not permitted while a graph is captured");
-  }
   cuda_try(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream), "copying memory");
 #else
-  host::refuse_in_recording("copying memory");
   std::memcpy(to, from, bytes);
 #endif
 }

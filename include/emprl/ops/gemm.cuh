@@ -12,7 +12,9 @@
 #include <array>
 #include <concepts>
 #include <cstdint>
+#include <iterator>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -132,12 +134,14 @@ class LtProduct {
         cublasLtMatmulAlgoGetHeuristic(dev_.products.handle(), &operation_, &b_, &a_, &added_, &c_,
                                        &preference, most, found.data(), &count),
         "gemm: cuBLASLt has no algorithm for " + shape());
-    if (count == 0) throw CudaError("gemm: cuBLASLt has no algorithm for " + shape());
-    std::vector<cuda::ProductAlgorithm> algorithms(static_cast<std::size_t>(count));
-    for (std::size_t i = 0; i < algorithms.size(); ++i) {
-      std::copy(std::begin(found[i].algo.data), std::end(found[i].algo.data),
-                algorithms[i].begin());
+    std::vector<cuda::ProductAlgorithm> algorithms;
+    for (auto const& proposed : std::span(found).first(static_cast<std::size_t>(count))) {
+      // Of one with another state nothing else is valid.
+      if (proposed.state != CUBLAS_STATUS_SUCCESS) continue;
+      std::copy(std::begin(proposed.algo.data), std::end(proposed.algo.data),
+                algorithms.emplace_back().begin());
     }
+    if (algorithms.empty()) throw CudaError("gemm: cuBLASLt has no algorithm for " + shape());
     return algorithms;
   }
 
