@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <functional>
+#include <future>
 #include <memory>
 #include <optional>
 #include <span>
@@ -609,6 +610,23 @@ index_t run_ppo(Learner& learner, Generator<T>& generator, Reward& reward,
   auto done = static_cast<index_t>(trainer.state().step);
   if (log != nullptr) log->resume(settings.phase, done);
 
+  // The order of a pass and the tokens of a step's contexts take milliseconds, in which a GPU would
+  // have nothing to do: another thread has those of the next step ready.
+  auto const prompts_of_step = [&](index_t step) {
+    std::vector<index_t> rows;
+    for (index_t const row : rows_of_step(dialogues, dialogues_a_step, step, settings.seed)) {
+      rows.insert(rows.end(), static_cast<std::size_t>(samples), row);
+    }
+    rl::PromptBatch prompts = prompts_of(generator.tokenizer, pairs, rows, settings.limits);
+    prompts.last_of_pass = is_last_of_pass(dialogues, dialogues_a_step, step);
+    return prompts;
+  };
+  std::future<rl::PromptBatch> next;
+  auto const prepare = [&](index_t step) {
+    if (step < steps) next = std::async(std::launch::async, prompts_of_step, step);
+  };
+  prepare(done);
+
   Progress progress(settings.phase, steps, "steps", done);
   while (done < steps) {
     if (interrupted()) {
@@ -616,12 +634,8 @@ index_t run_ppo(Learner& learner, Generator<T>& generator, Reward& reward,
       throw Interrupted("the same command goes on from step " + std::to_string(done) + " of " +
                         settings.phase + ".");
     }
-    std::vector<index_t> rows;
-    for (index_t const row : rows_of_step(dialogues, dialogues_a_step, done, settings.seed)) {
-      rows.insert(rows.end(), static_cast<std::size_t>(samples), row);
-    }
-    rl::PromptBatch prompts = prompts_of(generator.tokenizer, pairs, rows, settings.limits);
-    prompts.last_of_pass = is_last_of_pass(dialogues, dialogues_a_step, done);
+    rl::PromptBatch const prompts = next.get();
+    prepare(done + 1);
     rl::PpoStats const stats = trainer.step(prompts);
     ++done;
     char note[96];
