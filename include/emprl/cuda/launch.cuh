@@ -42,9 +42,10 @@ struct LaunchShape {
 /// Blocks of `size` that cover `n` elements. @throws ConfigError if a grid cannot have so many
 inline int blocks_for(index_t n, index_t size) {
   index_t const blocks = (n + size - 1) / size;
-  expects<ConfigError>(n >= 0 && size > 0 && blocks <= 0x7fffffff,
-                       "a CUDA grid has at most 2147483647 blocks along x, and " +
-                           std::to_string(blocks) + " were asked for");
+  if (n < 0 || size <= 0 || blocks > 0x7fffffff) {
+    throw ConfigError("a CUDA grid has at most 2147483647 blocks along x, and " +
+                      std::to_string(blocks) + " were asked for");
+  }
   return static_cast<int>(blocks);
 }
 

@@ -42,6 +42,8 @@ struct DeviceMemory {
     return p;
   }
   static void release(void* p) noexcept {
+    // Work under way may use it: cudaFree waits for that, but says only that it may.
+    static_cast<void>(cudaDeviceSynchronize());
     // At the end of a process the driver may be gone already; then there is nothing to release.
     static_cast<void>(cudaFree(p));
     static_cast<void>(cudaGetLastError());

@@ -106,8 +106,10 @@ class LtProduct {
 
   void run() {
     cuda::Products& products = dev_.products;
-    cuda::cublas_try(multiply(products.plans.choose(key_, products.choice, *this), p_.c.data()),
-                     "gemm " + shape());
+    auto const algorithm = products.plans.choose(key_, products.choice, *this);
+    cublasStatus_t const status = multiply(algorithm, p_.c.data());
+    // The sentence is made where it is needed: a pass has hundreds of products.
+    if (status != CUBLAS_STATUS_SUCCESS) cuda::cublas_try(status, "gemm " + shape());
   }
 
   /// What the heuristic proposes, its favourite first.

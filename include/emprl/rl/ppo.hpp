@@ -446,8 +446,8 @@ class PpoTrainer {
       auto const u = static_cast<std::size_t>(i);
       for (auto t = static_cast<std::size_t>(r.offsets()[u]);
            t < static_cast<std::size_t>(r.offsets()[u + 1]); ++t) {
-        expects<Error>(std::isfinite(r.rewards[t]), "the KL penalty of a token of episode " +
-                                                        prompts.name(i) + " is not finite");
+        if (std::isfinite(r.rewards[t])) continue;
+        throw Error("the KL penalty of a token of episode " + prompts.name(i) + " is not finite");
       }
     }
   }
