@@ -2,8 +2,13 @@
 #include "emprl/text/batching.hpp"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <numeric>
+#include <span>
+#include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "emprl/data/dialogue.hpp"
@@ -52,6 +57,48 @@ TEST_CASE("batching: pairs are packed row by row", "[text][batching][unit]") {
   std::vector<std::string> const texts{"a", "bb"};
   CHECK(emprl::text::encode_texts(bytes, std::span<std::string const>(texts), 9).ids ==
         Ids{a, 1, b, b, 1});
+}
+
+namespace {
+
+/// Bytes, of which one text is refused.
+struct Choosy : Bytes {
+  std::string refused;
+
+  std::vector<std::int32_t> encode(std::string_view text) const {
+    if (text == refused) throw std::out_of_range("refused");
+    return Bytes::encode(text);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("batching: several threads make the rows of one, in their order",
+          "[text][batching][unit]") {
+  std::vector<std::string> texts;
+  for (std::size_t i = 0; i < 101; ++i) texts.emplace_back(i % 13, static_cast<char>('a' + i % 26));
+  for (std::size_t const n : {0u, 1u, 15u, 16u, 101u}) {
+    auto const some = std::span<std::string const>(texts).first(n);
+    auto const expected = emprl::text::encode_texts(Bytes(), some, 9);
+    for (int const threads : {0, 2, 3, 7, 1000}) {
+      CAPTURE(n, threads);
+      auto const rows = emprl::text::encode_texts(Bytes(), some, 9, threads);
+      CHECK(rows.ids == expected.ids);
+      CHECK(rows.offsets == expected.offsets);
+    }
+  }
+  // What goes wrong in any of them comes out.
+  for (std::size_t const wrong : {0u, 50u, 100u}) {
+    texts[wrong] = "no";
+    Choosy choosy;
+    choosy.refused = "no";
+    CHECK_THROWS_AS(
+        emprl::text::encode_texts(choosy, std::span<std::string const>(texts).subspan(wrong), 9, 4),
+        std::out_of_range);
+    CHECK_THROWS_AS(emprl::text::encode_texts(
+                        choosy, std::span<std::string const>(texts).first(wrong + 1), 9, 4),
+                    std::out_of_range);
+  }
 }
 
 TEST_CASE("batching: an epoch's order is a permutation that seed and epoch decide",

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <future>
 #include <limits>
 #include <span>
 #include <string>
@@ -44,21 +45,41 @@ std::vector<std::int32_t> encode_with_end(T const& tokenizer, std::string_view t
 /// One row for each text, each ending in `</s>`.
 /// @param text_of gives the text of an element: [](Pair const& p) { return
 /// std::string_view(p.context); }
+/// @param threads  that share the rows, at most; a few rows are not worth one
 template <Tokenizer T, class Element, class TextOf>
 Ragged encode_rows(T const& tokenizer, std::span<Element const> elements, index_t max_tokens,
-                   TextOf text_of) {
-  Ragged rows;
-  for (Element const& element : elements) {
-    rows.push_back(encode_with_end(tokenizer, text_of(element), max_tokens));
+                   TextOf text_of, int threads = 1) {
+  auto const encode = [&](std::size_t begin, std::size_t end) {
+    Ragged rows;
+    for (Element const& element : elements.subspan(begin, end - begin)) {
+      rows.push_back(encode_with_end(tokenizer, text_of(element), max_tokens));
+    }
+    return rows;
+  };
+  // A row takes some tens of microseconds, and so does the start of a thread.
+  constexpr std::size_t least = 8;
+  std::size_t const parts = std::clamp<std::size_t>(elements.size() / least, 1,
+                                                    static_cast<std::size_t>(std::max(threads, 1)));
+  auto const bound = [&](std::size_t k) { return elements.size() * k / parts; };
+  std::vector<std::future<Ragged>> others;
+  for (std::size_t k = 1; k < parts; ++k) {
+    others.push_back(std::async(std::launch::async, encode, bound(k), bound(k + 1)));
+  }
+  Ragged rows = encode(0, bound(1));
+  for (auto& other : others) {
+    Ragged const more = other.get();
+    for (index_t i = 0; i < more.rows(); ++i) rows.push_back(more.row(i));
   }
   return rows;
 }
 
 /// One row for each text, each ending in `</s>`.
 template <Tokenizer T>
-Ragged encode_texts(T const& tokenizer, std::span<std::string const> texts, index_t max_tokens) {
-  return encode_rows(tokenizer, texts, max_tokens,
-                     [](std::string const& text) { return std::string_view(text); });
+Ragged encode_texts(T const& tokenizer, std::span<std::string const> texts, index_t max_tokens,
+                    int threads = 1) {
+  return encode_rows(
+      tokenizer, texts, max_tokens, [](std::string const& text) { return std::string_view(text); },
+      threads);
 }
 
 /// Contexts and responses, row by row.

@@ -175,12 +175,15 @@ class EmpathyScorer {
   /// @param dev     outlives the scorer
   /// @param folder  holds er/, ip/ and ex/
   /// @throws IoError naming what is missing or wrong
-  EmpathyScorer(Cpu& dev, std::filesystem::path const& folder) { load(dev, folder); }
+  EmpathyScorer(Cpu& dev, std::filesystem::path const& folder) : threads_(dev.threads) {
+    load(dev, folder);
+  }
 
   /// The same on an engine's device.
   /// @param engine  outlives the scorer
   EmpathyScorer(Engine& engine,
-                std::filesystem::path const& folder) requires(std::same_as<T, float>) {
+                std::filesystem::path const& folder) requires(std::same_as<T, float>)
+      : threads_(engine.cpu() != nullptr ? engine.cpu()->threads : beside_a_device) {
     load(engine, folder);
   }
 
@@ -200,8 +203,8 @@ class EmpathyScorer {
     for (std::size_t k = 0; k < tokenizers_.size(); ++k) {
       auto const& tokenizer = tokenizers_[k];
       if (k == 0 || tokenizer.serialized() != tokenizers_[k - 1].serialized()) {
-        pairs.contexts = text::encode_texts(tokenizer, contexts, limits.context);
-        pairs.responses = text::encode_texts(tokenizer, responses, limits.response);
+        pairs.contexts = text::encode_texts(tokenizer, contexts, limits.context, threads_);
+        pairs.responses = text::encode_texts(tokenizer, responses, limits.response, threads_);
       }
       auto const one = levels_[k](pairs, rows_in_a_pass);
       for (std::size_t i = 0; i < one.size(); ++i) all[i][k] = one[i];
@@ -220,6 +223,10 @@ class EmpathyScorer {
     }
   }
 
+  /// Threads that read text while a device with a memory of its own has nothing to do.
+  static constexpr int beside_a_device = 4;
+
+  int threads_;
   std::vector<text::SentencePieceTokenizer> tokenizers_;
   std::vector<LevelFunction> levels_;
   std::vector<std::string> warnings_;
