@@ -5,7 +5,7 @@ T5. The (queries, keys) bias is given: spreading the table over it and collectin
 which the kernels here do along the way, is not counted against them."""
 
 from attention_shapes import problems, time_both
-from measure import Bench
+from measure import Bench, aligned_rows
 
 bench = Bench(__doc__)
 torch = bench.torch
@@ -16,7 +16,7 @@ def backends():
     try:
         from torch.nn.attention import SDPBackend, sdpa_kernel
     except ImportError as error:
-        bench.skipped.append("PyTorch's backends cannot be chosen (%s)." % error)
+        bench.leave_out("PyTorch's backends cannot be chosen (%s)." % error)
         return []
     return [(name, lambda b=getattr(SDPBackend, tag): sdpa_kernel(b))
             for name, tag in [("SDPA flash", "FLASH_ATTENTION"),
@@ -32,9 +32,10 @@ def spread(problem, dtype):
     bias = problem.table[:, column][None].detach().to(dtype)
     if problem.causal:
         bias = bias.masked_fill(j > i, float("-inf"))
-    return bias.contiguous().requires_grad_(True)
+    return aligned_rows(bias).requires_grad_(True)
 
 
+choices = backends()
 for format, dtype in bench.formats():
     for p in problems(bench, dtype):
         bias = spread(p, dtype) if p.bias else None
@@ -44,7 +45,7 @@ for format, dtype in bench.formats():
             return F.scaled_dot_product_attention(p.q, p.k, p.v, attn_mask=bias, scale=1.0,
                                                   is_causal=p.causal and not p.bias)
 
-        for name, chosen in backends():
+        for name, chosen in choices:
             if p.bias and name == "SDPA flash":
                 continue  # It takes no bias.
 

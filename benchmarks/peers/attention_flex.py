@@ -3,6 +3,8 @@
 function that is compiled into the kernel, and the table's gradient comes with it. Compiling takes
 most of the time, so that this is a program of its own."""
 
+import importlib
+
 from attention_shapes import problems, time_both
 from measure import Bench, skip
 
@@ -12,7 +14,13 @@ try:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 except ImportError as error:
     skip(bench.options, "this PyTorch has no FlexAttention (%s)." % error)
-flex = torch.compile(flex_attention, dynamic=False) if bench.device == "cuda" else flex_attention
+flex = flex_attention
+if bench.device == "cuda":
+    # The gradient is asked for again and again: the kernel may not write over what was kept for it.
+    config = importlib.import_module("torch._functorch.config")
+    if hasattr(config, "donated_buffer"):
+        config.donated_buffer = False
+    flex = bench.compiling(lambda: torch.compile(flex_attention, dynamic=False))
 
 for format, dtype in bench.formats():
     if format == "float":

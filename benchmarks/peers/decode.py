@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention of one new token a row by PyTorch: over a context, and over a cache that grows by it."""
 
-from measure import Bench
+from measure import Bench, aligned_rows
 
 bench = Bench(__doc__)
 torch = bench.torch
@@ -14,7 +14,7 @@ for format, dtype in bench.formats():
     v = bench.random(rows, heads, keys, 64, dtype=dtype)
     new_k = bench.random(rows, heads, 1, 64, dtype=dtype)
     new_v = bench.random(rows, heads, 1, 64, dtype=dtype)
-    bias = bench.random(1, heads, 1, keys, dtype=dtype)
+    bias = aligned_rows(bench.random(1, heads, 1, keys, dtype=dtype))
     shape = "%d x %d, %d heads" % (rows, keys, heads)
 
     def eager(bias):

@@ -4,7 +4,9 @@ after a warm-up, with an L2 cache that was read full of something else. Results 
 bench_kernels, so that benchmarks/gpu.sh can put them beside each other."""
 
 import argparse
+import importlib
 import json
+import math
 import os
 import sys
 
@@ -15,6 +17,25 @@ def skip(options, sentence):
     if options.json:
         write(options.json, json.dumps({"skipped": sentence}))
     sys.exit(0)
+
+
+def first_line(error):
+    """What an error says, without its explanations; its kind where it says nothing."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def aligned(n):
+    """Where the next row of a bias of n keys begins: at multiples of 16 numbers, without which
+    scaled_dot_product_attention copies the bias in every call."""
+    return -(-n // 16) * 16
+
+
+def aligned_rows(bias):
+    """The same numbers, with rows that begin so."""
+    from torch.nn.functional import pad
+
+    n = bias.shape[-1]
+    return pad(bias.contiguous(), (0, aligned(n) - n))[..., :n]
 
 
 def write(path, text):
@@ -40,9 +61,10 @@ class Bench:
         self.skipped = []
         try:
             import torch
-        except ImportError as error:
-            skip(self.options, "PyTorch cannot be imported (%s)." % error)
+        except (ImportError, OSError) as error:  # OSError: a library of CUDA that it wants
+            skip(self.options, "PyTorch cannot be imported (%s)." % first_line(error))
         self.torch = torch
+        self.versions = {"torch": torch.__version__}
         if torch.cuda.is_available():
             self.device = "cuda"
             l2 = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 64 << 20)
@@ -83,24 +105,59 @@ class Bench:
         end.synchronize()
         return 1e3 * begin.elapsed_time(end)
 
+    def leave_out(self, sentence):
+        """Something is not measured: the report says why."""
+        print("Skipped: " + sentence, flush=True)
+        self.skipped.append(sentence)
+        self.save()
+
+    def compiling(self, compile):
+        """compile(), with torch.compile as it has to be here, in versions that are not so by
+        themselves: one function is compiled for many shapes, rather than given up after some;
+        modules of one kind share what was compiled; and what one program has compiled the next one
+        finds on the disk. Where PyTorch cannot compile at all the program ends, with what it has.
+        """
+        try:
+            self.prepare_compiler()
+            return compile()
+        except Exception as error:
+            self.leave_out("nothing can be compiled: %s" % first_line(error))
+            sys.exit(0)
+
+    @staticmethod
+    def prepare_compiler():
+        for module, settings in (
+                ("torch._dynamo.config", {"cache_size_limit": 64, "recompile_limit": 64,
+                                          "fail_on_recompile_limit_hit": True,
+                                          "inline_inbuilt_nn_modules": True}),
+                ("torch._inductor.config", {"fx_graph_cache": True})):
+            config = importlib.import_module(module)
+            for name, value in settings.items():
+                if hasattr(config, name) and getattr(config, name) != value:
+                    setattr(config, name, value)
+
     def measure(self, kernel, format, shape, implementation, work, warm_up=3, least=5):
         """The sorted times of work(); None, and a sentence in the report, if it fails."""
+        what = "%s, %s, %s by %s" % (kernel, format, shape, implementation)
+        print("Measuring " + what, flush=True)  # the last of these is what a limit has cut short
         try:
             for _ in range(warm_up):
-                slowest = self.once(work)
-            affordable = int(1e6 * self.options.seconds / slowest)
-            count = max(least, min(self.options.repetitions, affordable))
-            return sorted(self.once(work) for _ in range(count))
+                self.once(work)
+            times = [self.once(work)]
+            affordable = int(1e6 * self.options.seconds / max(times[0], 1.0))
+            while len(times) < max(least, min(self.options.repetitions, affordable)):
+                times.append(self.once(work))
+            return sorted(times)
         except Exception as error:
-            sentence = "%s, %s, %s by %s: %s" % (kernel, format, shape, implementation,
-                                                str(error).strip().split("\n")[0])
-            print("Skipped: " + sentence, flush=True)
-            self.skipped.append(sentence)
-            self.save()
+            self.leave_out("%s: %s" % (what, first_line(error)))
             return None
 
     def keep(self, kernel, format, shape, implementation, times):
-        """A result: sorted times."""
+        """A result: sorted times. A difference of times may be none."""
+        if not (quantile(times, 0.5) > 0 and all(map(math.isfinite, times))):
+            self.leave_out("%s, %s, %s by %s: %g us is no time" % (
+                kernel, format, shape, implementation, quantile(times, 0.5)))
+            return
         self.results.append({"kernel": kernel, "format": format, "shape": shape,
                              "implementation": implementation, "repetitions": len(times),
                              "microseconds": {"median": quantile(times, 0.5),
@@ -120,7 +177,7 @@ class Bench:
         """After each result, so that a run cut short leaves what it has."""
         if self.options.json:
             write(self.options.json, json.dumps({
-                "torch": self.torch.__version__, "device": self.device,
+                **self.versions, "device": self.device,
                 "skipped": self.skipped, "results": self.results}, indent=1))
         if self.options.tsv:
             lines = []

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """An iteration of PPO, 32 contexts of 200 tokens and responses of 30 with the start token: as
 published (float32, mini-batches of 8, everything of TRL 0.9.6 that takes time), and as one writes
-it for speed (16 bits, one pass of 32, CUDA graph). Rewards by three identifiers, which read the
+it for speed (16 bits, one pass of 32, sampling by a CUDA graph of the step; then compiled; then
+what follows the sampling a CUDA graph too). Rewards by three identifiers, which read the
 generator's tokens: the way through text is left out on all sides."""
 
 import gc
@@ -74,8 +75,8 @@ class Published:
     mini-batch has its full logits in float32 and their entropy as a statistic, and the memory is
     swept after each forward, each mini-batch and the step."""
 
-    def __init__(self, sweep):
-        self.sweeps = sweep
+    def __init__(self):
+        self.sweeps = False
         self.policy, self.frozen = s.published().eval(), s.published().eval()
         with torch.device(bench.device):
             self.head = torch.nn.Linear(s.shape.width, 1)
@@ -158,7 +159,7 @@ class States(torch.nn.Module):
 
 class Tuned:
     """One pass of all rows, frozen models and sampling in 16 bits, a fused optimiser of float32
-    weights."""
+    weights. `learning` may be captured: then the host starts two graphs and has no part in it."""
 
     def __init__(self, compile):
         model = s.tuned().eval()
@@ -166,31 +167,39 @@ class Tuned:
         self.frozen = s.tuned(BF16).eval()
         with torch.device(bench.device):
             self.identifiers = [s.t5.Identifier(s.shape).to(BF16).eval() for _ in range(3)]
+        model.stream = BF16
         if compile:
             model = s.compiled(model)
             self.sampler_model, self.frozen = (s.compiled(self.sampler_model),
                                                s.compiled(self.frozen))
+            self.identifiers = [s.compiled(f) for f in self.identifiers]
         self.policy = model
         self.decoding = s.t5.Decoding(self.sampler_model, s.rows, s.context, tokens)
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.0,
-                                           **({"fused": True} if bench.device == "cuda" else {}))
+        self.responses = s.tokens(s.rows, tokens)
+        self.optimizer = s.adamw(model)
+        self.learning = self.learn
 
-    def forward(self, model, responses):
-        with torch.autocast(bench.device, dtype=BF16):
-            logits, values = model(contexts, inputs_of(responses))
-        return logprobs(logits, responses), values.float()
+    def forward(self, model):
+        with torch.autocast(bench.device, dtype=BF16, enabled=model is self.policy):
+            logits, values = model(contexts, inputs_of(self.responses))
+        return logprobs(logits, self.responses), values.float()
 
     def __call__(self):
-        everything = slice(None)
         with torch.no_grad():
             torch._foreach_copy_(list(self.sampler_model.parameters()),
                                  list(self.policy.parameters()))
-            responses = self.decoding.generate(contexts)
+            self.responses.copy_(self.decoding.generate(contexts))
+        self.learning()
+
+    def learn(self):
+        """What follows the sampling."""
+        everything, responses = slice(None), self.responses
+        with torch.no_grad():
             scores = reward([f(contexts, responses) for f in self.identifiers], everything)
-            reference, _ = self.forward(self.frozen, responses)
+            reference, _ = self.forward(self.frozen)
         rollout = None
         for _ in range(epochs):
-            logp, values = self.forward(self.policy, responses)
+            logp, values = self.forward(self.policy)
             if rollout is None:
                 # Weights have not moved: the first epoch's forward is the old policy's.
                 rollout = Rollout(responses, scores, logp.detach(), values.detach(), reference)
@@ -198,18 +207,26 @@ class Tuned:
             torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-        return None
+
+
+def time(implementation, iteration, format="Bf16", **how):
+    bench.time("ppo_iteration", format, shape, implementation, iteration, **how)
 
 
 one_pass = "PyTorch: SDPA, one pass of %d" % s.rows
-bench.time("ppo_iteration", "Bf16", shape, one_pass + s.graph(), Tuned(False))
+time(one_pass, Tuned(False))
 gc.collect()
 if s.transformers:
-    bench.time("ppo_iteration", "float", shape, "transformers as published", Published(True),
-               warm_up=1, least=1)
+    published = Published()
+    name = "transformers as published"
+    time(name + ", without sweeps", published, "float", warm_up=1, least=1)
+    published.sweeps = True
+    time(name, published, "float", warm_up=0, least=1)  # nothing of it is new
+    del published
     gc.collect()
-    bench.time("ppo_iteration", "float", shape, "transformers as published, without sweeps",
-               Published(False), warm_up=1, least=1)
-    gc.collect()
-bench.time("ppo_iteration", "Bf16", shape, one_pass + ", compiled" + s.graph(), Tuned(True))
+tuned = Tuned(True)
+time(one_pass + ", compiled", tuned)
+if bench.device == "cuda":
+    tuned.learning = s.t5.Captured(tuned.learn)
+    time(one_pass + ", compiled" + s.graph(), tuned)
 bench.save()

@@ -2,9 +2,8 @@
 """What the rivals at T5-base's shape have in common: sizes, batches, models with random weights."""
 
 import copy
-import importlib
 
-from measure import Bench
+from measure import Bench, first_line
 
 
 class Setting:
@@ -24,16 +23,16 @@ class Setting:
             import transformers
 
             transformers.logging.set_verbosity_error()
+            # They are imported when they are first asked for.
+            for name in ("T5Config", "T5ForConditionalGeneration", "T5EncoderModel"):
+                getattr(transformers, name)
             self.transformers = transformers
-        except ImportError as error:
+            self.bench.versions["transformers"] = transformers.__version__
+        except Exception as error:  # of its many imports any may fail, in many ways
             self.transformers = None
-            self.leave_out("transformers cannot be imported (%s)" % error)
+            self.bench.leave_out("transformers cannot be imported (%s)" % first_line(error))
         if self.transformers:
             self.check()
-
-    def leave_out(self, sentence):
-        print("Skipped: " + sentence, flush=True)
-        self.bench.skipped.append(sentence)
 
     def tokens(self, rows, length):
         return self.torch.randint(3, self.shape.vocabulary, (rows, length),
@@ -74,8 +73,7 @@ class Setting:
                                   use_cache=False).logits
                 logits = ours(contexts, inputs)[0]
                 decoding = self.t5.Decoding(ours, 3, 150, 7)
-                decoding.prefill(contexts)
-                decoding.bias.copy_(ours.decoder.biases(7))
+                decoding.start(contexts)
                 steps = []
                 for t in range(7):
                     decoding.token.copy_(inputs[:, t:t + 1])
@@ -93,14 +91,16 @@ class Setting:
     def compiled(self, model):
         """A copy whose blocks are compiled when they first run. On the processor they are traced
         only: what there is to compile for is a GPU."""
-        # A block is compiled for training and for inference, and for each number of rows.
-        dynamo = importlib.import_module("torch._dynamo")
-        for name in ("cache_size_limit", "recompile_limit"):
-            if hasattr(dynamo.config, name):
-                setattr(dynamo.config, name, 64)
         model = copy.deepcopy(model)
-        model.compile_blocks("inductor" if self.bench.device == "cuda" else "eager")
+        backend = "inductor" if self.bench.device == "cuda" else "eager"
+        self.bench.compiling(lambda: self.t5.compile_blocks(model, backend))
         return model
+
+    def adamw(self, model, fused=True):
+        """With what the fused one needs to be captured: its numbers are on the GPU anyway."""
+        fused = fused and self.bench.device == "cuda"
+        return self.torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.0,
+                                      **({"fused": True, "capturable": True} if fused else {}))
 
     def graph(self):
         """What an implementation that captures a step is called."""

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""T5 as one writes it for speed in plain PyTorch: attention by scaled_dot_product_attention, a
-cache of fixed size that a CUDA graph can be captured over, blocks that can be compiled one by one.
-It needs no transformers, and computes what transformers computes (Setting.check says so)."""
+"""T5 as one writes it for speed in plain PyTorch: products of one input in one, attention by
+scaled_dot_product_attention, a cache of fixed size that a CUDA graph can be captured over, blocks
+that can be compiled one by one. It needs no transformers, and computes what transformers computes
+(Setting.check says so)."""
 
+import gc
 import math
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from measure import aligned, aligned_rows
 
 
 class Shape:
@@ -53,29 +57,38 @@ class Norm(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, shape):
+    """`first` makes queries, keys and values of one input, or the queries alone where `others`
+    makes keys and values of another."""
+
+    def __init__(self, shape, cross):
         super().__init__()
         self.heads, self.dropout = shape.heads, shape.dropout
-        self.q = nn.Linear(shape.width, shape.inner, bias=False)
-        self.k = nn.Linear(shape.width, shape.inner, bias=False)
-        self.v = nn.Linear(shape.width, shape.inner, bias=False)
+        self.first = nn.Linear(shape.width, (1 if cross else 3) * shape.inner, bias=False)
+        self.others = nn.Linear(shape.width, 2 * shape.inner, bias=False) if cross else None
         self.o = nn.Linear(shape.inner, shape.width, bias=False)
-        for linear in (self.q, self.k, self.v, self.o):
-            nn.init.normal_(linear.weight, std=linear.in_features ** -0.5)
-        nn.init.normal_(self.q.weight, std=(shape.width * shape.head) ** -0.5)
+        for linear in (self.first, self.others, self.o):
+            if linear is not None:
+                nn.init.normal_(linear.weight, std=linear.in_features ** -0.5)
+        with torch.no_grad():
+            self.first.weight[:shape.inner] *= shape.head ** -0.5
 
-    def split(self, x):
-        return x.view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
+    def split(self, x, parts):
+        x = x.view(x.shape[0], x.shape[1], parts, self.heads, -1)
+        return [part.transpose(1, 2) for part in x.unbind(2)]
+
+    def queries_keys_values(self, x):
+        return self.split(self.first(x), 3)
+
+    def queries(self, x):
+        return self.split(self.first(x), 1)[0]
 
     def keys_values(self, x):
-        return self.split(self.k(x)), self.split(self.v(x))
+        return self.split(self.others(x), 2)
 
-    def forward(self, x, k, v, bias):
-        q = self.split(self.q(x))
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=None if bias is None else bias.to(q.dtype),
-            dropout_p=self.dropout if self.training else 0.0, scale=1.0)
-        return self.o(y.transpose(1, 2).reshape(x.shape[0], x.shape[1], -1))
+    def forward(self, q, k, v, bias):
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0,
+                                           dropout_p=self.dropout if self.training else 0.0)
+        return self.o(y.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -83,9 +96,9 @@ class Block(nn.Module):
 
     def __init__(self, shape, decoder):
         super().__init__()
-        self.norm, self.attention = Norm(shape.width), Attention(shape)
+        self.norm, self.attention = Norm(shape.width), Attention(shape, False)
         self.cross_norm = Norm(shape.width) if decoder else None
-        self.cross = Attention(shape) if decoder else None
+        self.cross = Attention(shape, True) if decoder else None
         self.last_norm = Norm(shape.width)
         self.wi = nn.Linear(shape.width, shape.hidden, bias=False)
         self.wo = nn.Linear(shape.hidden, shape.width, bias=False)
@@ -95,21 +108,21 @@ class Block(nn.Module):
 
     def after_attention(self, x, cross):
         if self.cross is not None:
-            x = x + self.dropout(self.cross(self.cross_norm(x), *cross, None))
+            q = self.cross.queries(self.cross_norm(x))
+            x = x + self.dropout(self.cross(q, *cross, None))
         return x + self.dropout(self.wo(self.dropout(F.relu(self.wi(self.last_norm(x))))))
 
     def forward(self, x, bias, memory=None):
-        y = self.norm(x)
-        x = x + self.dropout(self.attention(y, *self.attention.keys_values(y), bias))
+        q, k, v = self.attention.queries_keys_values(self.norm(x))
+        x = x + self.dropout(self.attention(q, k, v, bias))
         return self.after_attention(x, None if memory is None else self.cross.keys_values(memory))
 
     def step(self, x, bias, keys, values, position, cross_keys, cross_values):
         """One token a row; its key and value go into the caches, at `position`."""
-        y = self.norm(x)
-        k, v = self.attention.keys_values(y)
+        q, k, v = self.attention.queries_keys_values(self.norm(x))
         keys.index_copy_(2, position, k)
         values.index_copy_(2, position, v)
-        x = x + self.attention(y, keys, values, bias)
+        x = x + self.attention(q, keys, values, bias)
         return self.after_attention(x, (cross_keys, cross_values))
 
 
@@ -123,17 +136,17 @@ class Stack(nn.Module):
         self.norm = Norm(shape.width)
         self.dropout = nn.Dropout(shape.dropout)
 
-    def biases(self, n):
-        """(1, heads, n, n); the decoder's hides later keys."""
+    def biases(self, n, dtype):
+        """(1, heads, n, n), its rows aligned; the decoder's hides later keys."""
         bias = self.bias(buckets(n, n, not self.decoder, self.bias.weight.device))
         bias = bias.permute(2, 0, 1)[None]
         if self.decoder:
             later = torch.ones(n, n, dtype=torch.bool, device=bias.device).triu(1)
             bias = bias.masked_fill(later, float("-inf"))
-        return bias.contiguous()
+        return aligned_rows(bias.to(dtype))
 
     def forward(self, x, memory=None):
-        bias = self.biases(x.shape[1])
+        bias = self.biases(x.shape[1], x.dtype)
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, bias, memory)
@@ -157,10 +170,17 @@ class T5(nn.Module):
         self.shared = nn.Embedding(shape.vocabulary, shape.width)
         self.encoder, self.decoder = Stack(shape, False), Stack(shape, True)
         self.value = nn.Linear(shape.width, 1)
+        # What the blocks read and write, if not the weights' format: under autocast every product
+        # would write 16 bits and every sum read and write 32.
+        self.stream = None
+
+    def embedded(self, ids):
+        x = self.shared(ids)
+        return x if self.stream is None else x.to(self.stream)
 
     def hidden(self, contexts, inputs):
-        memory = self.encoder(self.shared(contexts))
-        return self.decoder(self.shared(inputs), memory)
+        memory = self.encoder(self.embedded(contexts))
+        return self.decoder(self.embedded(inputs), memory)
 
     def logits(self, hidden):
         return F.linear(hidden * self.shape.width ** -0.5, self.shared.weight.to(hidden.dtype))
@@ -169,12 +189,36 @@ class T5(nn.Module):
         hidden = self.hidden(contexts, inputs)
         return self.logits(hidden), self.value(hidden).squeeze(-1)
 
-    def compile_blocks(self, backend):
-        """Each block by itself: one compilation serves all of a stack."""
-        for stack in (self.encoder, self.decoder):
-            for block in stack.blocks:
-                block.forward = torch.compile(block.forward, dynamic=False, backend=backend)
-                block.step = torch.compile(block.step, dynamic=False, backend=backend)
+
+def compile_blocks(model, backend):
+    """Each block by itself: one compilation serves all of a stack."""
+    for stack in model.modules():
+        for block in stack.blocks if isinstance(stack, Stack) else []:
+            block.forward = torch.compile(block.forward, dynamic=False, backend=backend)
+            block.step = torch.compile(block.step, dynamic=False, backend=backend)
+
+
+class Captured:
+    """work() as one CUDA graph, captured when it is first called."""
+
+    def __init__(self, work):
+        self.work, self.graph = work, None
+
+    def __call__(self):
+        if self.graph is None:
+            # What is compiled or chosen on the way must not be captured.
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                self.work()
+                self.work()
+            torch.cuda.current_stream().wait_stream(side)
+            gc.collect()  # No graph of before may be freed meanwhile.
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self.work()
+            self.graph = graph
+        self.graph.replay()
 
 
 class Decoding:
@@ -188,13 +232,15 @@ class Decoding:
             return [torch.zeros(rows, shape.heads, length, shape.head, dtype=weight.dtype,
                                 device=weight.device) for _ in range(2 * shape.layers)]
 
-        self.own, self.cross = cache(tokens), cache(context)
+        # What lies beyond the tokens is later than all of them, which the bias hides.
+        length = aligned(tokens)
+        self.own, self.cross = cache(length), cache(context)
         self.token = torch.zeros(rows, 1, dtype=torch.long, device=weight.device)
         self.position = torch.zeros(1, dtype=torch.long, device=weight.device)
         self.drawn = torch.zeros(rows, tokens, dtype=torch.long, device=weight.device)
-        self.bias = torch.zeros(1, shape.heads, tokens, tokens, dtype=weight.dtype,
+        self.bias = torch.zeros(1, shape.heads, length, length, dtype=weight.dtype,
                                 device=weight.device)
-        self.graph = None
+        self.next = Captured(self.step) if weight.is_cuda else self.step
 
     @torch.no_grad()
     def prefill(self, contexts):
@@ -203,6 +249,16 @@ class Decoding:
             k, v = block.cross.keys_values(memory)
             self.cross[2 * i].copy_(k)
             self.cross[2 * i + 1].copy_(v)
+
+    @torch.no_grad()
+    def start(self, contexts):
+        self.prefill(contexts)
+        self.bias.copy_(self.model.decoder.biases(self.bias.shape[-1], self.bias.dtype))
+        self.restart()
+
+    def restart(self):
+        self.token.zero_()
+        self.position.zero_()
 
     def logits(self):
         x = self.model.shared(self.token)
@@ -225,28 +281,12 @@ class Decoding:
 
     @torch.no_grad()
     def generate(self, contexts, tokens=None):
-        self.prefill(contexts)
-        self.bias.copy_(self.model.decoder.biases(self.tokens))
-        self.token.zero_()
-        self.position.zero_()
-        if self.graph is None and contexts.is_cuda:
-            # What is compiled or chosen on the way must not be captured.
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                self.step()
-                self.step()
-            torch.cuda.current_stream().wait_stream(side)
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.step()
-            self.token.zero_()
-            self.position.zero_()
+        self.start(contexts)
+        if isinstance(self.next, Captured) and self.next.graph is None:
+            self.next()  # captures: some steps more
+            self.restart()
         for _ in range(tokens or self.tokens):
-            if self.graph is None:
-                self.step()
-            else:
-                self.graph.replay()
+            self.next()
         return self.drawn[:, : tokens or self.tokens].clone()
 
 
@@ -270,8 +310,8 @@ class Identifier(nn.Module):
 
 def take_weights(model, state):
     """Gives a T5 the weights of transformers' state_dict."""
-    def set(parameter, name):
-        parameter.data.copy_(state[name])
+    def set(parameter, *names):
+        parameter.data.copy_(torch.cat([state[name] for name in names]))
 
     set(model.shared.weight, "shared.weight")
     for stack, name in ((model.encoder, "encoder"), (model.decoder, "decoder")):
@@ -281,12 +321,13 @@ def take_weights(model, state):
         for i, block in enumerate(stack.blocks):
             layer = "%s.block.%d.layer." % (name, i)
             last = layer + ("2" if stack.decoder else "1")
-            for letter in "qkvo":
-                set(getattr(block.attention, letter).weight,
-                    layer + "0.SelfAttention.%s.weight" % letter)
-                if stack.decoder:
-                    set(getattr(block.cross, letter).weight,
-                        layer + "1.EncDecAttention.%s.weight" % letter)
+            own, cross = layer + "0.SelfAttention.", layer + "1.EncDecAttention."
+            set(block.attention.first.weight, *(own + x + ".weight" for x in "qkv"))
+            set(block.attention.o.weight, own + "o.weight")
+            if stack.decoder:
+                set(block.cross.first.weight, cross + "q.weight")
+                set(block.cross.others.weight, *(cross + x + ".weight" for x in "kv"))
+                set(block.cross.o.weight, cross + "o.weight")
             set(block.norm.weight, layer + "0.layer_norm.weight")
             if stack.decoder:
                 set(block.cross_norm.weight, layer + "1.layer_norm.weight")

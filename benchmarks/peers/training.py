@@ -21,16 +21,11 @@ def step_of(model, optimizer, loss_of, dtype):
     return step
 
 
-def adamw(model, fused):
-    return torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.0,
-                             **({"fused": True} if fused and bench.device == "cuda" else {}))
-
-
-def run(implementation, model, optimizer, loss_of, dtype, sizes, **how):
+def run(implementation, model, optimizer, loss_of, dtype, sizes, made=lambda step: step, **how):
     model.train()
     for rows in sizes:
         contexts, labels = s.tokens(rows, s.context), s.tokens(rows, s.response)
-        step = step_of(model, optimizer, lambda m: loss_of(m, contexts, labels), dtype)
+        step = made(step_of(model, optimizer, lambda m: loss_of(m, contexts, labels), dtype))
         bench.time("t5_training_step", "Bf16" if dtype == BF16 else "float",
                    "%d x %d -> %d, dropout" % (rows, s.context, s.response), implementation, step,
                    **how)
@@ -45,19 +40,23 @@ sizes = [s.rows] if s.small else [32, 8, 128]
 model = s.tuned()
 # The value head has no gradient here.
 model.value.requires_grad_(False)
-run("PyTorch: SDPA, autocast, fused AdamW", model, adamw(model, True), plain_loss, BF16, sizes)
+model.stream = BF16
+run("PyTorch: SDPA, autocast, fused AdamW", model, s.adamw(model), plain_loss, BF16, sizes)
 if s.transformers:
     def published_loss(model, contexts, labels):
         return model(input_ids=contexts, labels=labels).loss
 
     theirs = s.published()
     slow = {"warm_up": 2, "least": 3}
-    optimizer = adamw(theirs, False)
+    optimizer = s.adamw(theirs, fused=False)
     run("transformers as published", theirs, optimizer, published_loss, torch.float32, sizes[:2],
         **slow)
     run("transformers, autocast", theirs, optimizer, published_loss, BF16, sizes[:1], **slow)
     del theirs, optimizer
 compiled = s.compiled(model)
-run("PyTorch: SDPA, autocast, fused AdamW, compiled", compiled, adamw(compiled, True), plain_loss,
-    BF16, sizes[:1])
+optimizer = s.adamw(compiled)
+name = "PyTorch: SDPA, autocast, fused AdamW, compiled"
+run(name, compiled, optimizer, plain_loss, BF16, sizes[:1])
+if bench.device == "cuda":
+    run(name + s.graph(), compiled, optimizer, plain_loss, BF16, sizes[:1], s.t5.Captured)
 bench.save()
