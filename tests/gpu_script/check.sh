@@ -143,6 +143,47 @@ gpu --programs "$work/programs" --out "$work/results" --only program,kernels
 ended 0 "a run without the program"
 holds "parts;program;ended" "left out: there is no emprl with --device cuda"
 
+# Rivals that are not there or are cut short, and the marks of those that are.
+pretend "$work/programs/bench_kernels" <<'EOF'
+while [ $# -gt 1 ]; do
+  case $1 in
+    --json) echo '{}' >"$2" ;;
+    --tsv) printf 'ppo_iteration\tBf16\t32 x 200/30, 4 epochs of mini-batches of 8\temprl\t90\t90\t90\t0\t0\t0\n' >"$2" ;;
+  esac
+  shift
+done
+EOF
+pretend "$work/bin/python3" <<'EOF'
+json= tsv= script=$2
+while [ $# -gt 1 ]; do
+  case $1 in --json) json=$2 ;; --tsv) tsv=$2 ;; esac
+  shift
+done
+case $script in
+  *ppo.py)
+    printf '{"torch": "2.99", "transformers": "4.99", "device": "cuda"}\n' >"$json"
+    for name in plain $RIVAL; do
+      printf 'ppo_iteration\tBf16\t32 x 200/30, 4 epochs of mini-batches of 8\tPyTorch: %s\t360\t360\t360\t0\t0\t0\n' "$name"
+    done >"$tsv"
+    ;;
+  *adamw.py)
+    echo 'Skipped: one of them'
+    echo 'Measuring a first, by something'
+    echo 'Measuring a second, by something else'
+    exec sleep 60
+    ;;
+esac
+exit 0
+EOF
+RIVAL=compiled gpu --programs "$work/programs" --out "$work/results" --only model,ppo,adamw --seconds 7
+ended 0 "a run with rivals"
+holds "parts;adamw;ended" "cut short after .*, measuring a second, by something else; 1 left out: one of them"
+says results/gpu.txt '^Rivals: PyTorch 2.99, transformers 4.99$' "gpu.txt has the rivals' versions"
+says results/gpu.txt 'tuned PyTorch / emprl >= 3  *4.00 yes .*PyTorch: plain' "a mark and its rival"
+RIVAL= gpu --programs "$work/programs" --out "$work/results" --only model,ppo
+says results/gpu.txt 'tuned PyTorch / emprl >= 3  *-  .*no compiled one was measured' \
+  "without the best of the rivals a mark is open"
+
 pretend "$work/programs/emprl_tests_cuda" <<'EOF'
 echo 'seven are wrong'
 exit 7
