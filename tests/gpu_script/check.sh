@@ -175,7 +175,7 @@ case $script in
 esac
 exit 0
 EOF
-RIVAL=compiled gpu --programs "$work/programs" --out "$work/results" --only model,ppo,adamw --seconds 7
+RIVAL=compiled gpu --programs "$work/programs" --out "$work/results" --only model,ppo,adamw --seconds 10
 ended 0 "a run with rivals"
 holds "parts;adamw;ended" "cut short after .*, measuring a second, by something else; 1 left out: one of them"
 says results/gpu.txt '^Rivals: PyTorch 2.99, transformers 4.99$' "gpu.txt has the rivals' versions"
