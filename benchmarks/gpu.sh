@@ -291,7 +291,7 @@ join() {
 rivals() {
   for p in $peer_parts; do
     [ ! -e "$work/$p.json" ] || cat "$work/$p.json"
-  done | tr '{,' '\n\n' | awk -F '"' '
+  done | tr '{' ',' | tr ',' '\n' | awk -F '"' '
     $2 == "torch" || $2 == "transformers" { version[$2] = $4 }
     END {
       if (!("torch" in version)) { print "none yet"; exit }

@@ -180,7 +180,7 @@ ended 0 "a run with rivals"
 holds "parts;adamw;ended" "cut short after .*, measuring a second, by something else; 1 left out: one of them"
 says results/gpu.txt '^Rivals: PyTorch 2.99, transformers 4.99$' "gpu.txt has the rivals' versions"
 says results/gpu.txt 'tuned PyTorch / emprl >= 3  *4.00 yes .*PyTorch: plain' "a mark and its rival"
-RIVAL= gpu --programs "$work/programs" --out "$work/results" --only model,ppo
+RIVAL='' gpu --programs "$work/programs" --out "$work/results" --only model,ppo
 says results/gpu.txt 'tuned PyTorch / emprl >= 3  *-  .*no compiled one was measured' \
   "without the best of the rivals a mark is open"
 
