@@ -148,8 +148,8 @@ other_libraries() {
     grep -v -e '/ld-linux' -e '/lib\(c\|m\|rt\|dl\|pthread\|cublasLt\|cuda\)\.so' || :
 }
 
-# compress FILE: a program that unpacks itself where it runs. The tests hold the same kernels in
-# file after file: a quarter of the bytes remains.
+# compress FILE: a program that unpacks itself where it runs. The same kernels come in file after
+# file: a quarter of the bytes remains.
 compress() {
   gzip -9 -f "$1"
   cat >"$1" <<'EOF'
@@ -185,6 +185,7 @@ if [ -n "$pack" ]; then
     cp "$library" "$pack/"
   done
   compress "$pack/emprl_tests_cuda"
+  compress "$pack/bench_kernels"
   size=$(du -sk "$pack" | cut -f1)
   [ "$size" -le 65536 ] || fail "$pack holds $size KiB; more than 64 MiB does not travel."
   say "$pack holds $size KiB. There: sh gpu.sh --out DIR"
@@ -492,6 +493,12 @@ part() {
 }
 
 bench=$programs/bench_kernels
+# Once, and not as often as it runs; compute-sanitizer is to see the program and not a shell.
+if [ -z "$dry" ] && [ -e "$bench.gz" ]; then
+  gzip -dc "$bench.gz" >"$work/bench_kernels" && chmod +x "$work/bench_kernels" ||
+    fail "$bench.gz does not unpack."
+  bench=$work/bench_kernels
+fi
 peers=$programs/peers
 [ -d "$peers" ] || peers=$here/peers
 # peer PART SECONDS FILE: a rival in Python.

@@ -202,6 +202,21 @@ ended 0 "a run that is cut short"
 holds "parts;tests;ended" "cut short after"
 holds "parts;kernels;ended" "no time was left"
 
+# As it is packed.
+mkdir "$work/packed"
+cp "$work/programs/emprl_tests_cuda" "$work/packed/"
+gzip -c "$work/programs/bench_kernels" >"$work/packed/bench_kernels.gz"
+pretend "$work/packed/bench_kernels" <<'EOF'
+exit 3
+EOF
+gpu --programs "$work/packed" --out "$work/results" --only kernels
+ended 0 "a program that is packed"
+holds "parts;kernels;ended" "done in"
+echo broken >"$work/packed/bench_kernels.gz"
+gpu --programs "$work/packed" --out "$work/results" --only kernels
+ended 1 "a program that is packed and damaged"
+says err "bench_kernels.gz does not unpack" "a program that is packed and damaged"
+
 rm "$work/programs/bench_kernels"
 gpu --programs "$work/programs" --out "$work/results"
 ended 1 "a folder without the programs"
