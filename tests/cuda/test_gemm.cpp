@@ -208,6 +208,14 @@ TEMPLATE_TEST_CASE("gemm: bias, residual and ReLU in the same pass, ReLU's gradi
       emprl::Tensor<std::uint8_t, 2, Cuda> const mask(emprl::relu_mask_extents(m, n));
       gemm_relu(dev, Trans::no, Trans::yes, 1.0f, x_there.view(), w_there.view(), y.view(), {}, {});
       check_product<T>(y.values(), relu(reference::linear(x64, w64)), size, k);
+      // No bias is none wherever its view points.
+      TensorView<T, 1, Cuda> const none(bias_there.view().data(), {0});
+      gemm_relu(dev, Trans::no, Trans::yes, 1.0f, x_there.view(), w_there.view(), y.view(), none,
+                {});
+      check_product<T>(y.values(), relu(reference::linear(x64, w64)), size, k);
+      gemm_add(dev, Trans::no, Trans::yes, 1.0f, x_there.view(), w_there.view(), y.view(), none,
+               {});
+      check_product<T>(y.values(), reference::linear(x64, w64), size, k);
       gemm_relu(dev, Trans::no, Trans::yes, 1.0f, x_there.view(), w_there.view(), y.view(), b,
                 mask.view());
       check_product<T>(y.values(), relu(linear), size, k);

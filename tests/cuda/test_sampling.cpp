@@ -31,10 +31,11 @@ struct Drawn {
   std::vector<float> logp, lse, entropy;
 };
 
-/// Row r of the batch has the id first_row + r.
+/// Row r of the batch has the id first_row + r. Without statistics their views are empty, and so is
+/// that of another key; they point into memory all the same.
 Drawn sample(Cuda& dev, std::vector<float> const& logits, index_t vocabulary,
              SamplingConfig const& config, std::vector<index_t> const& generated,
-             std::uint32_t first_row = 0) {
+             std::uint32_t first_row = 0, bool statistics = true) {
   auto const rows = static_cast<index_t>(generated.size());
   std::vector<std::uint32_t> ids(generated.size());
   for (std::size_t r = 0; r < ids.size(); ++r) ids[r] = first_row + static_cast<std::uint32_t>(r);
@@ -46,14 +47,17 @@ Drawn sample(Cuda& dev, std::vector<float> const& logits, index_t vocabulary,
   auto logp = DeviceArray<float>::poisoned(rows);
   auto lse = DeviceArray<float>::poisoned(rows);
   auto entropy = DeviceArray<float>::poisoned(rows);
-  gen::sample_tokens(dev,
-                     {{token.data(), {rows}},
-                      {logp.data(), {rows}},
-                      {lse.data(), {rows}},
-                      {entropy.data(), {rows}}},
-                     {x.data(), {rows, vocabulary}}, config,
-                     {barred.data(), {static_cast<index_t>(config.barred.size())}},
-                     {seed, step, {row_ids.data(), {rows}}, {lengths.data(), {rows}}});
+  DeviceArray<gen::SampleKey> other_key(std::vector<gen::SampleKey>{{seed + 1, step + 1}});
+  index_t const asked = statistics ? rows : 0;
+  gen::sample_tokens(
+      dev,
+      {{token.data(), {rows}},
+       {logp.data(), {asked}},
+       {lse.data(), {asked}},
+       {entropy.data(), {asked}}},
+      {x.data(), {rows, vocabulary}}, config,
+      {barred.data(), {static_cast<index_t>(config.barred.size())}},
+      {seed, step, {row_ids.data(), {rows}}, {lengths.data(), {rows}}, {other_key.data(), {0}}});
   dev.synchronize();
   return {token.values(), logp.values(), lse.values(), entropy.values()};
 }
@@ -351,6 +355,31 @@ TEST_CASE("sampling on the GPU: a row that has ended is left alone", "[cuda][sam
   CHECK(std::isnan(some.logp[1]));
   CHECK(std::isnan(some.lse[1]));
   CHECK(sample(dev, {}, 97, {}, {}).token.empty());
+}
+
+TEST_CASE("sampling on the GPU: the token is the same where no statistics are asked for",
+          "[cuda][sampling][unit]") {
+  Cuda dev;
+  for (SamplingConfig const& config : many_configs()) {
+    for (std::size_t const vocabulary : {31, 2500}) {
+      auto logits = random_rows(1, 4, vocabulary, 2.0);
+      logits[vocabulary + 7] = std::nanf("");
+      logits[2 * vocabulary + 8] = std::numeric_limits<float>::infinity();
+      auto const all =
+          sample(dev, logits, static_cast<index_t>(vocabulary), config, {4, 9, 2, 0}, 3);
+      auto const only =
+          sample(dev, logits, static_cast<index_t>(vocabulary), config, {4, 9, 2, 0}, 3, false);
+      CHECK(only.token == all.token);
+      CHECK(only.token[1] == gen::sample_diverged);
+      CHECK(only.token[2] == gen::sample_diverged);
+      auto const untouched = [](std::vector<float> const& x) {
+        return std::all_of(x.begin(), x.end(), [](float value) { return std::isnan(value); });
+      };
+      CHECK(untouched(only.logp));
+      CHECK(untouched(only.lse));
+      CHECK(untouched(only.entropy));
+    }
+  }
 }
 
 TEST_CASE("sampling on the GPU: the same bits in every schedule", "[cuda][sampling][unit]") {

@@ -131,6 +131,13 @@ TEST_CASE("token_logprob on the GPU: the entropy may be left out", "[cuda][token
   dev.synchronize();
   CHECK(logp.values() == all.logp);
   CHECK(lse.values() == all.lse);
+
+  // An empty view may point into memory, as one of an arena does; nothing is written there.
+  auto elsewhere = DeviceArray<float>::poisoned(2);
+  emprl::token_logprob_forward(dev, {logp.data(), {2}}, {lse.data(), {2}}, {elsewhere.data(), {0}},
+                               TensorView<float, 2, Cuda>(x.data(), {2, 97}), {ids.data(), {2}});
+  dev.synchronize();
+  for (float const untouched : elsewhere.values()) CHECK(std::isnan(untouched));
 }
 
 TEST_CASE("token_logprob on the GPU: huge logits, and tokens of probability 0",

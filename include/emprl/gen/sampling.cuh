@@ -26,6 +26,7 @@
 #include "emprl/cuda/context.cuh"
 #include "emprl/cuda/row.hpp"
 #include "emprl/gen/sampling.hpp"
+#include "emprl/ops/view.hpp"
 
 namespace emprl::gen {
 
@@ -473,13 +474,14 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(sample_threads) sample_tokens_kernel(SampleArgu
   float* const x = in.logits + r * in.pitch;
   auto const floats = scratch.part(0, cuda::warp_size);
 
+  bool const statistics = in.logp != nullptr || in.lse != nullptr || in.entropy != nullptr;
   SoftmaxSums sums;
   int unsound = 0;
   cuda::for_each_in_row(x, n, [&](int, auto const& part) {
-    sums.add(part.x);
+    if (statistics) sums.add(part.x);
     for (float const value : part.x) unsound += value < infinity ? 0 : 1;
   });
-  sums = cuda::block_softmax_sums(sums, floats);
+  if (statistics) sums = cuda::block_softmax_sums(sums, floats);
   bool const diverged = cuda::block_sum(unsound, floats.as<int>()) > 0;
 
   // What is not needed by all waits in shared memory: registers are scarce in a block of 1024.
@@ -581,9 +583,9 @@ inline void sample_tokens(Cuda& dev, SampledTokens const& out, TensorView<float,
   if (rows == 0) return;
   detail::SampleArguments const in{
       .token = out.token.data(),
-      .logp = out.logp.data(),
-      .lse = out.lse.data(),
-      .entropy = out.entropy.data(),
+      .logp = data_or_null(out.logp),
+      .lse = data_or_null(out.lse),
+      .entropy = data_or_null(out.entropy),
       .logits = logits.data(),
       .pitch = logits.stride(0),
       .columns = static_cast<int>(logits.extent(1)),
@@ -592,7 +594,7 @@ inline void sample_tokens(Cuda& dev, SampledTokens const& out, TensorView<float,
       .row_ids = sites.row_ids.data(),
       .generated = sites.generated.data(),
       .key = {sites.seed, sites.step},
-      .key_there = sites.key.data(),
+      .key_there = data_or_null(sites.key),
       .greedy = config.greedy,
       .inverse_temperature = 1.0 / config.temperature,
       .top_k = config.top_k < logits.extent(1) ? static_cast<int>(config.top_k) : 0,

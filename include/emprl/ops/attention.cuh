@@ -995,7 +995,7 @@ void attention_forward(Cuda& dev, Out<T, 2, Cuda> o, OptionalOut<float, 2, Cuda>
           {.grid = {grid.query_tiles, grid.heads, grid.rows},
            .block = {detail::attention_threads},
            .shared_bytes = bytes},
-          o.data(), o.stride(0), lse.empty() ? nullptr : lse.data(), lse.stride(0), call);
+          o.data(), o.stride(0), data_or_null(lse), lse.stride(0), call);
     };
     if (in.dropout.active()) {
       run(std::true_type{});

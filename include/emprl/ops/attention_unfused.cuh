@@ -309,9 +309,9 @@ void attention_unfused_forward(Cuda& dev, Out<T, 2, Cuda> o, OptionalOut<float, 
     cuda::launch<detail::unfused_scores_kernel<T>>(dev.stream, plan.of_scores(), s, in.q, in.k,
                                                    in.scale, plan.shape);
   }
-  cuda::launch<detail::unfused_softmax_kernel>(dev.stream, plan.of_softmax(), s,
-                                               lse.empty() ? nullptr : lse.data(), lse.stride(0),
-                                               detail::DropoutDraw(in.dropout), plan.shape);
+  cuda::launch<detail::unfused_softmax_kernel>(dev.stream, plan.of_softmax(), s, data_or_null(lse),
+                                               lse.stride(0), detail::DropoutDraw(in.dropout),
+                                               plan.shape);
   cuda::launch<detail::unfused_mix_kernel<false, T>>(
       dev.stream, plan.of_queries(), o, TensorView<float const, 3, Cuda>(s), in.v, plan.shape);
 }

@@ -471,7 +471,7 @@ void gemm_add(Cuda& dev, Trans ta, Trans tb, float alpha, In<T, 2, Cuda> a, In<T
             .c = c,
             .added = added.empty() ? In<T, 2, Cuda>(c) : added,
             .epilogue = bias.empty() ? detail::Epilogue::none : detail::Epilogue::bias,
-            .bias = bias.data()});
+            .bias = data_or_null(bias)});
 }
 
 /// c[i,j] = max((alpha op(a) op(b))[i,j] + bias[j], 0), in one pass; mask says which are positive.
@@ -493,7 +493,7 @@ void gemm_relu(Cuda& dev, Trans ta, Trans tb, float alpha, In<T, 2, Cuda> a, In<
             .b = b,
             .c = c,
             .epilogue = bias.empty() ? detail::Epilogue::relu : detail::Epilogue::relu_bias,
-            .bias = bias.data(),
+            .bias = data_or_null(bias),
             .mask = mask});
 }
 

@@ -272,8 +272,7 @@ void launch_rms_norm_forward(Cuda& dev, TensorView<T, 2, Cuda> y, TensorView<flo
             dev.stream,
             {.grid = {cuda::blocks_for(y.extent(0), rms_norm_forward_warps)},
              .block = {rms_norm_forward_threads}},
-            y, rstd.empty() ? nullptr : rstd.data(), sum, a, b, weight.data(),
-            static_cast<float>(eps));
+            y, data_or_null(rstd), sum, a, b, weight.data(), static_cast<float>(eps));
       },
       y, a, weight, Add ? sum : y, Add ? b : a);
 }

@@ -91,7 +91,7 @@ void token_logprob_forward(Cuda& dev, TensorView<float, 1, Cuda> logp,
   if (n == 0) return;
   cuda::launch<detail::token_logprob_forward_kernel<T>>(
       dev.stream, {.grid = {cuda::blocks_for(n, 1)}, .block = {detail::token_logprob_threads}},
-      logp.data(), lse.data(), entropy.data(), logits.data(), logits.stride(0),
+      logp.data(), lse.data(), data_or_null(entropy), logits.data(), logits.stride(0),
       static_cast<int>(logits.extent(1)), targets.data());
 }
 
@@ -113,7 +113,7 @@ void token_logprob_backward(Cuda& dev, Out<T, 2, Cuda> logits, In<float, 1, Cuda
   cuda::launch<detail::token_logprob_backward_kernel<T>>(
       dev.stream, {.grid = {cuda::blocks_for(n, 1)}, .block = {detail::token_logprob_threads}},
       logits.data(), logits.stride(0), static_cast<int>(logits.extent(1)), dlogp.data(), lse.data(),
-      targets.data(), dentropy.empty() ? nullptr : dentropy.data(), entropy.data());
+      targets.data(), data_or_null(dentropy), data_or_null(entropy));
 }
 
 }  // namespace emprl

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "emprl/core/half.hpp"
+#include "emprl/ops/view.hpp"
 #include "emprl/optim/adamw.hpp"
 #include "emprl/optim/gradient_norm.cuh"
 
@@ -229,7 +230,7 @@ class CudaAdamW {
 
   void update(CudaParameterSpan const& s, index_t offset) {
     index_t const n = s.parameters.extent(0);
-    Bf16* const copy = s.copy.empty() ? nullptr : s.copy.data();
+    Bf16* const copy = data_or_null(s.copy);
     auto const aligned = [](void const* p, std::uintptr_t to) {
       return reinterpret_cast<std::uintptr_t>(p) % to == 0;
     };

@@ -24,6 +24,7 @@
 #include "emprl/cuda/reduce.hpp"
 #include "emprl/cuda/shared.hpp"
 #include "emprl/math/dual.hpp"
+#include "emprl/ops/view.hpp"
 #include "emprl/rl/objective.hpp"
 
 namespace emprl::rl {
@@ -280,8 +281,7 @@ inline void skip_above_ratio(Cuda& dev, TensorView<ObjectiveSums const, 1, Cuda>
       dev.stream,
       {.grid = {cuda::blocks_for(n, detail::objective_threads)},
        .block = {detail::objective_threads}},
-      sums.data(), threshold, dlogp.data(), dvalue.data(),
-      dentropy.empty() ? nullptr : dentropy.data(), n);
+      sums.data(), threshold, dlogp.data(), dvalue.data(), data_or_null(dentropy), n);
 }
 
 }  // namespace emprl::rl
