@@ -585,6 +585,20 @@ TEST_CASE("attention: kernels do not need to be told the longest row, nor asked 
   CHECK(same_bits(all.dv, some.dv));
 }
 
+TEST_CASE("attention: a prefix is all there is to see, wherever the view of no keys points",
+          "[cuda][ops][unit]") {
+  Cuda dev;
+  Data<Bf16> d({"", {5}, {0}, 1, 64, Mask::full, false, 20, 1});
+  Outputs<Bf16> const out(d), again(d);
+  emprl::attention_forward<Bf16>(dev, out.o.view(), out.lse.view(), d.op());
+  auto in = d.op();
+  in.k = in.v = {in.q.data() + 1, {0, in.q.extent(1)}};
+  emprl::attention_forward<Bf16>(dev, again.o.view(), again.lse.view(), in);
+  dev.synchronize();
+  CHECK(same_bits(out.o, again.o));
+  CHECK(same_bits(out.lse, again.lse));
+}
+
 TEST_CASE("attention: what the kernels cannot do is refused with a sentence", "[cuda][ops][unit]") {
   Cuda dev;
   Data<float> d({"", {5}, {5}, 2, 64, Mask::full, true, 1, 1});

@@ -418,9 +418,9 @@ EMPRL_KERNEL forgotten_copy_kernel(float const* x) {
 }
 
 template <int bytes>
-EMPRL_KERNEL misaligned_copy_kernel(float const* x, int to, int from) {
+EMPRL_KERNEL misaligned_copy_kernel(float const* x, int to, int from, int valid) {
   EMPRL_SHARED(float, tile, 8);
-  cuda::copy_async<bytes>(tile.at(to), x + from);
+  cuda::copy_async<bytes>(tile.at(to), x + from, valid);
 }
 
 // ---- the rest
@@ -633,12 +633,19 @@ TEST_CASE("host executor: misaligned accesses are caught", "[host_executor]") {
                [&] { launch<pack_kernel>(nullptr, one, x.data(), aligned + 1); });
   check_passes([&] { launch<pack_kernel>(nullptr, one, x.data(), aligned); });
   check_caught(Fault::alignment, {"element 2 of tile"},
-               [&] { launch<misaligned_copy_kernel<16>>(nullptr, one, x.data(), 2, aligned); });
-  check_caught(Fault::alignment, {"cp.async of 16 bytes"},
-               [&] { launch<misaligned_copy_kernel<16>>(nullptr, one, x.data(), 4, aligned + 1); });
+               [&] { launch<misaligned_copy_kernel<16>>(nullptr, one, x.data(), 2, aligned, 16); });
+  check_caught(Fault::alignment, {"cp.async of 16 bytes"}, [&] {
+    launch<misaligned_copy_kernel<16>>(nullptr, one, x.data(), 4, aligned + 1, 16);
+  });
+  // Even where nothing is read: the address goes to the instruction.
+  check_caught(Fault::alignment, {"cp.async of 16 bytes"}, [&] {
+    launch<misaligned_copy_kernel<16>>(nullptr, one, x.data(), 4, aligned + 1, 0);
+  });
+  check_passes(
+      [&] { launch<misaligned_copy_kernel<16>>(nullptr, one, x.data(), 4, aligned + 4, 0); });
   check_caught(Fault::bounds, {"16 bytes from element 5 of tile"},
-               [&] { launch<misaligned_copy_kernel<16>>(nullptr, one, x.data(), 5, aligned); });
-  check_passes([&] { launch<misaligned_copy_kernel<16>>(nullptr, one, x.data(), 4, aligned); });
+               [&] { launch<misaligned_copy_kernel<16>>(nullptr, one, x.data(), 5, aligned, 16); });
+  check_passes([&] { launch<misaligned_copy_kernel<16>>(nullptr, one, x.data(), 4, aligned, 16); });
 }
 
 TEST_CASE("host executor: shared memory that nobody wrote is reported, or gives NaN",

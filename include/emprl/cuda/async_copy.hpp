@@ -23,7 +23,7 @@ namespace emprl::cuda {
 
 /// Starts to copy `Bytes` (4, 8 or 16) bytes; both addresses are multiples of it.
 /// @param valid  bytes that come from memory, 0 to Bytes; the rest of the place becomes zeros and
-///               memory behind them is not read. With 0 `from` may be any address.
+///               memory behind them is not read. With 0 `from` may be any such multiple, or null.
 template <int Bytes, class T>
 EMPRL_DEVICE void copy_async(SharedAddress<T> to, T const* from, int valid = Bytes,
                              [[maybe_unused]] Site where = Site::current()) {

@@ -911,9 +911,9 @@ AttentionCall<T> attention_call(AttentionInputs<T, Cuda> const& in) {
   expects<ConfigError>(in.q_offsets.extent(0) - 1 <= 65535 && in.heads <= 65535,
                        "attention on the GPU takes at most 65535 rows and 65535 heads at a time");
   AttentionCall<T> call{};
-  call.q = in.q.data();
-  call.k = in.k.data();
-  call.v = in.v.data();
+  call.q = data_or_null(in.q);
+  call.k = data_or_null(in.k);
+  call.v = data_or_null(in.v);
   call.q_pitch = in.q.stride(0);
   call.k_pitch = in.k.stride(0);
   call.v_pitch = in.v.stride(0);

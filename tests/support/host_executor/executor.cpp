@@ -333,7 +333,8 @@ class Executor {
                 " valid ones",
             where);
     }
-    if (valid > 0 && reinterpret_cast<std::uintptr_t>(from) % static_cast<unsigned>(bytes) != 0) {
+    // PTX asks for it whatever number of bytes is read.
+    if (reinterpret_cast<std::uintptr_t>(from) % static_cast<unsigned>(bytes) != 0) {
       fault(Fault::alignment,
             "cp.async of " + std::to_string(bytes) +
                 " bytes from an address that is no multiple of them",
