@@ -77,6 +77,8 @@ std::vector<Case> cases() {
        1},
       {"causal with fewer keys than queries", {130}, {31}, 1, 32, Mask::causal, true, 0, 1},
       {"causal with more keys than queries", {31}, {130}, 1, 32, Mask::causal, true, 0, 1},
+      {"a hundred rows", std::vector<index_t>(100, 3), std::vector<index_t>(100, 3), 1, 32,
+       Mask::full, true, 1, 1},
       // Widths without tiled kernels.
       {"one wide head, as an identifier's",
        {33, 0, 7, 1},

@@ -22,12 +22,13 @@ namespace {
 constexpr double eps = 1e-6;
 
 /// Columns that go element by element and in packs, that a lane keeps whole and not, with and
-/// without a gap between rows.
+/// without a gap between rows. The last has more rows than the backward pass has warps.
 struct Case {
   index_t rows, columns, gap;
 };
-constexpr Case cases[] = {{1, 1, 0},   {2, 2, 0},  {31, 33, 0}, {3, 97, 1},  {2, 257, 0},
-                          {1, 300, 3}, {33, 8, 8}, {9, 64, 0},  {2, 768, 8}, {1, 1040, 0}};
+constexpr Case cases[] = {{1, 1, 0},   {2, 2, 0},    {31, 33, 0}, {3, 97, 1},
+                          {2, 257, 0}, {1, 300, 3},  {33, 8, 8},  {9, 64, 0},
+                          {2, 768, 8}, {1, 1040, 0}, {1600, 8, 0}};
 
 template <class T>
 struct Inputs {

@@ -97,9 +97,9 @@ template <auto Kernel, class... Arguments>
 void launch([[maybe_unused]] StreamHandle stream, LaunchShape const& shape,
             Arguments const&... arguments) {
 #if defined(__CUDACC__)
-  // Above 48 KB a kernel has to say that it means it.
+  // Above 48 KB, static memory included, a kernel has to say that it means it.
   cudaError_t status = cudaSuccess;
-  if (shape.shared_bytes > 48 * 1024) {
+  if (shape.shared_bytes > 0) {
     status = cudaFuncSetAttribute(Kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   static_cast<int>(shape.shared_bytes));
   }

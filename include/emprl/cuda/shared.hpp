@@ -32,6 +32,10 @@ constexpr std::size_t shared_bytes(int count) {
   return (static_cast<std::size_t>(count) * sizeof(T) + 15) / 16 * 16;
 }
 
+/// Shared memory that a block may have on every GPU that kernels are compiled for: that of sm_80;
+/// sm_90 has 227 KB, sm_86 and sm_89 have 99.
+inline constexpr std::size_t most_shared_bytes = 163 * 1024;
+
 #if defined(__CUDACC__)
 
 /// The address of an element, for the instructions that take one.

@@ -489,6 +489,7 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(attention_threads, 2)
     }
   };
   auto const compute = [&](int tile, int stage) {
+    if (q0 + warp_row >= row.queries) return;  // a warp behind the last query only copies
     float s[attention_tile / 8][4] = {};
     multiply_rows<Dh>(s, q, warp_row, part(k, stage, elements), 0);
     finish_scores<false>(s, call, row, q0, tile * attention_tile, 0,
@@ -651,7 +652,11 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(attention_threads, 2)
       draw_attention_dropout(part(kept, stage, Layout::kept), call, row, h, q0, k0);
     }
   };
+  // Warps that have queries; those behind the last one only copy.
+  int const last_rows = row.queries - q0;
+  int const warps = last_rows < attention_tile ? (last_rows + 15) / 16 : attention_tile / 16;
   auto const compute = [&](int tile, int stage) {
+    if (cuda::warp_index() >= warps) return;
     int const k0 = tile * attention_tile;
     float s[attention_tile / 8][4] = {};
     multiply_rows<Dh>(s, q, warp_row, part(k, stage, elements), 0);
@@ -703,12 +708,15 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(attention_threads, 2)
     int const d = cuda::thread_rank();
     float sum = 0;
     if (d < attention_tile && tile > 0) sum = carry[(tile + 1) % 2 * attention_tile + d];
-    for (int r = 0; r < 32; ++r) {
-      // Row r of the eight of each warp is query 16 (r / 8) + r % 8.
-      int const column = d - (attention_tile - 1) + r / 8 * 16 + r % 8 + 8;
-      if (column >= 0 && column < Layout::skew_pitch) {
-        float const x = skew[r * Layout::skew_pitch + column];
-        sum += x;
+    for (int w = 0; w < warps; ++w) {
+      EMPRL_UNROLL
+      for (int r = 0; r < 8; ++r) {
+        // Row r of the eight of warp w is query 16 w + r.
+        int const column = d - (attention_tile - 1) + 16 * w + r + 8;
+        if (column >= 0 && column < Layout::skew_pitch) {
+          float const x = skew[(8 * w + r) * Layout::skew_pitch + column];
+          sum += x;
+        }
       }
     }
     if (d < attention_tile || tile + 1 == tiles) {
@@ -786,6 +794,7 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(attention_threads, 2)
   constexpr int columns = Dh == 128 ? attention_tile / 2 : attention_tile;
   constexpr int n_columns = columns / 8;
   auto const compute = [&](int tile, int stage) {
+    if (k0 + warp_row >= row.keys) return;  // a warp behind the last key only copies
     auto const queries = part(q, stage, elements);
     auto const gradients = part(d_o, stage, elements);
     auto const numbers = part(statistics, stage, 2 * attention_tile);
@@ -839,20 +848,23 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(attention_threads, 2)
   }
 }
 
+/// Ragged rows that are added up side by side: what one thread reads after the other is latency.
+inline constexpr int attention_bias_lanes = 32;
+
 /// dbias[h, r] += the sum of all blocks' diagonals of that distance, rows and tiles in a fixed
 /// order.
-/// PRECOND: block (32, 8); grid (distances / 32, heads)
+/// PRECOND: block (32, attention_bias_lanes); grid (distances / 32, heads)
 template <class T>
-EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(256)
+EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(32 * attention_bias_lanes)
     attention_bias_gradient_kernel(float* dbias, index_t pitch, int rows,
                                    AttentionBackwardCall<T> back, AttentionCall<T> call) {
-  EMPRL_SHARED(float, partial, 8 * 32);
+  EMPRL_SHARED(float, partial, attention_bias_lanes * 32);
   int const x = cuda::thread_index().x;
   int const y = cuda::thread_index().y;
   int const h = cuda::block_index().y;
   int const r = cuda::block_index().x * 32 + x;
   float sum = 0;
-  for (int b = y; b < rows; b += 8) {
+  for (int b = y; b < rows; b += attention_bias_lanes) {
     AttentionRow const row = attention_row(call, b);
     float const* from =
         back.diagonals + (index_t{b} * call.heads + h) * back.query_tiles * back.diagonal_count;
@@ -868,7 +880,7 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(256)
   cuda::sync_threads();
   if (y != 0 || r >= call.bias_columns) return;
   float total = 0;
-  for (int i = 0; i < 8; ++i) {
+  for (int i = 0; i < attention_bias_lanes; ++i) {
     float const piece = partial[i * 32 + x];
     total += piece;
   }
@@ -990,6 +1002,7 @@ void attention_forward(Cuda& dev, Out<T, 2, Cuda> o, OptionalOut<float, 2, Cuda>
           cuda::shared_bytes<float>(Layout::stages * Layout::window) +
           cuda::shared_bytes<float>(Layout::exchange) +
           cuda::shared_bytes<std::uint32_t>(dropout ? Layout::stages * Layout::kept : 4);
+      static_assert(bytes <= cuda::most_shared_bytes);
       cuda::launch<detail::attention_forward_kernel<T, width, dropout>>(
           dev.stream,
           {.grid = {grid.query_tiles, grid.heads, grid.rows},
@@ -1077,13 +1090,17 @@ void attention_backward(Cuda& dev, AttentionGradients<T, Cuda> const& out,
           cuda::shared_bytes<float>(stages * Layout::window) +
           cuda::shared_bytes<float>(Layout::exchange) +
           cuda::shared_bytes<std::uint32_t>(dropout ? stages * Layout::kept : 4);
+      constexpr std::size_t of_queries = common + cuda::shared_bytes<float>(Layout::skew) +
+                                         cuda::shared_bytes<float>(2 * detail::attention_tile);
+      constexpr std::size_t of_keys =
+          common + cuda::shared_bytes<float>(stages * 2 * detail::attention_tile);
+      static_assert(of_queries <= cuda::most_shared_bytes && of_keys <= cuda::most_shared_bytes);
       if (grid.query_tiles > 0) {
         cuda::launch<detail::attention_backward_queries_kernel<T, width, dropout>>(
             dev.stream,
             {.grid = {grid.query_tiles, grid.heads, grid.rows},
              .block = {detail::attention_threads},
-             .shared_bytes = common + cuda::shared_bytes<float>(Layout::skew) +
-                             cuda::shared_bytes<float>(2 * detail::attention_tile)},
+             .shared_bytes = of_queries},
             out.dq.data(), out.dq.stride(0), back, call);
       }
       if (grid.key_tiles > 0) {
@@ -1091,8 +1108,7 @@ void attention_backward(Cuda& dev, AttentionGradients<T, Cuda> const& out,
             dev.stream,
             {.grid = {grid.key_tiles, grid.heads, grid.rows},
              .block = {detail::attention_threads},
-             .shared_bytes =
-                 common + cuda::shared_bytes<float>(stages * 2 * detail::attention_tile)},
+             .shared_bytes = of_keys},
             out.dk.data(), out.dk.stride(0), out.dv.data(), out.dv.stride(0), back, call);
       }
     };
@@ -1105,7 +1121,8 @@ void attention_backward(Cuda& dev, AttentionGradients<T, Cuda> const& out,
     if (want_bias) {
       cuda::launch<detail::attention_bias_gradient_kernel<T>>(
           dev.stream,
-          {.grid = {cuda::blocks_for(out.dbias.extent(1), 32), grid.heads}, .block = {32, 8}},
+          {.grid = {cuda::blocks_for(out.dbias.extent(1), 32), grid.heads},
+           .block = {32, detail::attention_bias_lanes}},
           out.dbias.data(), out.dbias.stride(0), grid.rows, back, call);
     }
     if (want_prefix) {

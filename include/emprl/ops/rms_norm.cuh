@@ -66,7 +66,7 @@ EMPRL_DEVICE cuda::Pack<T, Width> normalised(cuda::Pack<T, Width> x, float facto
 /// The forward pass; with Add of x = a + b, which is also written.
 /// PRECOND: a warp a row; `rstd` null or one element a row; Width 1, or all rows in packs
 template <CudaElement T, int Width, bool Add>
-EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(rms_norm_forward_threads, 3)
+EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(rms_norm_forward_threads, 4)
     rms_norm_forward_kernel(TensorView<T, 2, Cuda> y, float* rstd, TensorView<T, 2, Cuda> sum,
                             TensorView<T const, 2, Cuda> a, TensorView<T const, 2, Cuda> b,
                             T const* weight, float eps) {

@@ -74,22 +74,26 @@ EMPRL_DEVICE index_t row_step() {
   return index_t{cuda::grid_size().y} * cuda::block_size().y;
 }
 
+/// Rows that are added up side by side: few blocks do it, so that what one thread reads after the
+/// other is latency.
+inline constexpr int column_sum_lanes = 32;
+
 /// y[c] += sum_b partial[b,c], in an order that the shapes fix.     partial (count, columns)
-/// PRECOND: a block of (32, 8) threads for 32 columns
-EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(256)
+/// PRECOND: a block of (32, column_sum_lanes) threads for 32 columns
+EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(cuda::warp_size* column_sum_lanes)
     add_column_sums_kernel(float* y, float const* partial, index_t count, index_t columns) {
-  EMPRL_SHARED(float, sums, 8 * cuda::warp_size);
+  EMPRL_SHARED(float, sums, column_sum_lanes* cuda::warp_size);
   int const lane = cuda::thread_index().x;
   int const group = cuda::thread_index().y;
   index_t const c = index_t{cuda::block_index().x} * cuda::warp_size + lane;
   float sum = 0.0f;
   if (c < columns) {
-    for (index_t b = group; b < count; b += 8) sum += partial[b * columns + c];
+    for (index_t b = group; b < count; b += column_sum_lanes) sum += partial[b * columns + c];
   }
   sums[group * cuda::warp_size + lane] = sum;
   cuda::sync_threads();
   if (group != 0 || c >= columns) return;
-  for (int g = 1; g < 8; ++g) {
+  for (int g = 1; g < column_sum_lanes; ++g) {
     float const other = sums[g * cuda::warp_size + lane];
     sum += other;
   }
@@ -99,10 +103,10 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(256)
 /// Launches it.
 inline void add_column_sums(Cuda& dev, float* y, float const* partial, index_t count,
                             index_t columns) {
-  cuda::launch<add_column_sums_kernel>(
-      dev.stream,
-      {.grid = {cuda::blocks_for(columns, cuda::warp_size)}, .block = {cuda::warp_size, 8}}, y,
-      partial, count, columns);
+  cuda::launch<add_column_sums_kernel>(dev.stream,
+                                       {.grid = {cuda::blocks_for(columns, cuda::warp_size)},
+                                        .block = {cuda::warp_size, column_sum_lanes}},
+                                       y, partial, count, columns);
 }
 
 }  // namespace detail
