@@ -447,6 +447,7 @@ TEMPLATE_TEST_CASE("attention: dropout draws what the CPU draws", "[cuda][ops][g
   DropoutKey const dropout{0.3, 5, 1, 2};
   for (Case const& c : {Case{"", {97, 2}, {97, 2}, 2, 32, Mask::causal, true, 20, 1},
                         Case{"", {3}, {150}, 1, 128, Mask::full, false, 0, 1},
+                        Case{"", {2}, {350}, 1, 32, Mask::full, false, 0, 1},
                         Case{"", {3, 20}, {150, 31}, 2, 20, Mask::causal, false, 0, 1}}) {
     Data<T> d(c);
     Outputs<T> const out(d);
@@ -483,7 +484,7 @@ TEMPLATE_TEST_CASE("attention: dropout draws what the CPU draws", "[cuda][ops][g
     emprl::attention_backward<double>(cpu, {dq, dk, dv, dbias, dprefix_k, dprefix_v}, op, o, lse,
                                       dy);
 
-    // A wrong draw changes a number by the size of a term. A sum of up to 150 terms of which each
+    // A wrong draw changes a number by the size of a term. A sum of up to 350 terms of which each
     // is rounded errs by less than a few units of its largest value.
     auto const close = [&](std::string const& what, std::vector<float> const& actual,
                            Tensor<double, 2, Cpu> const& expected) {

@@ -71,7 +71,7 @@ struct AttentionLayout {
   static constexpr int exchange = sizeof(T) == 2 ? 4 : 4 * 16 * exchange_pitch;
   /// Distances between 64 queries and 64 keys, and one more.
   static constexpr int window = 2 * attention_tile;
-  /// One word a query and key modulo 16, one bit for each of the tile's four such keys.
+  /// One word a query and key modulo 16, one bit for each of the eight such keys of two tiles.
   static constexpr int kept = attention_tile * 16;
   /// Score gradients on their way to the diagonals: eight rows a warp, columns -8 .. 63.
   static constexpr int skew_pitch = attention_tile + 8;
@@ -209,37 +209,37 @@ EMPRL_DEVICE void copy_attention_bias(cuda::Shared<float> window, AttentionCall<
                       known ? 4 : 0);
 }
 
-/// Which probabilities of a tile dropout keeps, by the draws of dropout_factors: bit r of word
-/// 16 i + l stands for query q0 + i and key k0 + 16 r + l.
+/// Which probabilities dropout keeps, by the draws of dropout_factors: bit r of word 16 i + l
+/// stands for query q0 + i and key g + 16 r + l, g the multiple of dropout_group at or before k0. A
+/// draw decides over such a group, which is two tiles of keys.
 template <class T>
 EMPRL_DEVICE void draw_attention_dropout(cuda::Shared<std::uint32_t> kept,
                                          AttentionCall<T> const& call, AttentionRow const& row,
                                          int h, int q0, int k0) {
   DropoutDraw const& dropout = call.dropout;
+  static_assert(dropout_group == 2 * attention_tile && dropout_lanes == 16);
   for (int x = cuda::thread_rank(); x < attention_tile * 16; x += attention_threads) {
     auto const draw_row =
         static_cast<std::uint32_t>((row.first_query + q0 + x / 16) * call.heads + h);
-    auto const [w0, w1, w2, w3] = dropout.words(
+    auto const words = dropout.words(
         draw_row,
         static_cast<std::uint32_t>(k0 / dropout_group * dropout_lanes + x % dropout_lanes));
-    // A group of draws is 128 keys: the even tile takes the first two words, the odd one the rest.
-    bool const odd = k0 % dropout_group != 0;
-    std::uint32_t const low = odd ? w2 : w0;
-    std::uint32_t const high = odd ? w3 : w1;
     std::uint32_t bits = 0;
-    if ((low & 0xffffu) >= dropout.threshold) bits |= 1u;
-    if ((low >> 16) >= dropout.threshold) bits |= 2u;
-    if ((high & 0xffffu) >= dropout.threshold) bits |= 4u;
-    if ((high >> 16) >= dropout.threshold) bits |= 8u;
+    EMPRL_UNROLL
+    for (int w = 0; w < 4; ++w) {
+      std::uint32_t const word = words[static_cast<std::size_t>(w)];
+      if ((word & 0xffffu) >= dropout.threshold) bits |= 1u << 2 * w;
+      if ((word >> 16) >= dropout.threshold) bits |= 2u << 2 * w;
+    }
     kept[x] = bits;
   }
 }
 
 /// The dropout factor of query q0 + i and key k0 + j.
-EMPRL_DEVICE float attention_dropout_factor(cuda::Shared<std::uint32_t> kept, int i, int j,
+EMPRL_DEVICE float attention_dropout_factor(cuda::Shared<std::uint32_t> kept, int k0, int i, int j,
                                             float keep) {
   std::uint32_t const bits = kept[16 * i + j % 16];
-  return (bits >> (j / 16) & 1u) != 0 ? keep : 0.0f;
+  return (bits >> (k0 % dropout_group / 16) >> (j / 16) & 1u) != 0 ? keep : 0.0f;
 }
 
 /// c (16 x 8N) += A B^T over Dh columns: A rows a_row .. a_row + 15 of a tile, B rows b_row ..
@@ -485,7 +485,10 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(attention_threads, 2)
       copy_attention_bias(part(window, stage, Layout::window), call, h, q0, k0);
     }
     if constexpr (Dropout) {
-      draw_attention_dropout(part(kept, stage, Layout::kept), call, row, h, q0, k0);
+      // Two tiles share their draws.
+      if (tile % 2 == 0) {
+        draw_attention_dropout(part(kept, tile / 2 % stages, Layout::kept), call, row, h, q0, k0);
+      }
     }
   };
   auto const compute = [&](int tile, int stage) {
@@ -525,9 +528,10 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(attention_threads, 2)
       sum[i / 2] += s[n][i];
     });
     if constexpr (Dropout) {
-      auto const mask = part(kept, stage, Layout::kept);
+      auto const mask = part(kept, tile / 2 % stages, Layout::kept);
       each_score([&](int n, int i, int r, int c) {
-        s[n][i] *= attention_dropout_factor(mask, warp_row + r, c, call.dropout.keep);
+        s[n][i] *= attention_dropout_factor(mask, tile * attention_tile, warp_row + r, c,
+                                            call.dropout.keep);
       });
     }
     multiply_columns<Dh>(out, s, part(v, stage, elements), 0, exchange);
@@ -572,9 +576,14 @@ struct AttentionBackwardCall {
   float* prefix_gradients;
 };
 
+/// Blocks of the next kernel for a multiprocessor: three, whose tiles sm_90 has room for, where 168
+/// registers a thread are enough.
+template <class T, int Dh, bool Dropout>
+inline constexpr int attention_query_blocks = sizeof(T) == 2 && Dh <= 64 && !Dropout ? 3 : 2;
+
 /// dq = scale ds k and the diagonals of ds; delta. As attention_forward_kernel.
 template <class T, int Dh, bool Dropout>
-EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(attention_threads, 2)
+EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(attention_threads, attention_query_blocks<T, Dh, Dropout>)
     attention_backward_queries_kernel(T* dq, index_t dq_pitch, AttentionBackwardCall<T> back,
                                       AttentionCall<T> call) {
   using Layout = AttentionLayout<T, Dh>;
@@ -649,7 +658,10 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(attention_threads, 2)
       copy_attention_bias(part(window, stage, Layout::window), call, h, q0, k0);
     }
     if constexpr (Dropout) {
-      draw_attention_dropout(part(kept, stage, Layout::kept), call, row, h, q0, k0);
+      // Two tiles share their draws.
+      if (tile % 2 == 0) {
+        draw_attention_dropout(part(kept, tile / 2 % stages, Layout::kept), call, row, h, q0, k0);
+      }
     }
   };
   // Warps that have queries; those behind the last one only copy.
@@ -664,9 +676,9 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(attention_threads, 2)
     float dp[attention_tile / 8][4] = {};
     multiply_rows<Dh>(dp, d_o, warp_row, part(v, stage, elements), 0);
     if constexpr (Dropout) {
-      auto const mask = part(kept, stage, Layout::kept);
+      auto const mask = part(kept, tile / 2 % stages, Layout::kept);
       each_score([&](int n, int i, int r, int c) {
-        dp[n][i] *= attention_dropout_factor(mask, warp_row + r, c, call.dropout.keep);
+        dp[n][i] *= attention_dropout_factor(mask, k0, warp_row + r, c, call.dropout.keep);
       });
     }
     each_score([&](int n, int i, int, int) {
@@ -813,7 +825,7 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(attention_threads, 2)
         float const delta = numbers[attention_tile + column + c];
         float factor = 1.0f;
         if constexpr (Dropout) {
-          factor = attention_dropout_factor(part(kept, stage, Layout::kept), column + c,
+          factor = attention_dropout_factor(part(kept, stage, Layout::kept), k0, column + c,
                                             warp_row + r, call.dropout.keep);
         }
         ds[n][i] = call.scale * p[n][i] * (factor * ds[n][i] - delta);
