@@ -239,6 +239,20 @@ TEST_CASE("gemm_few_rows: what it cannot take goes to the library, with the same
   }
 }
 
+TEST_CASE("linear: rows to be normalised have no bias by an empty view, wherever it points",
+          "[cuda][linear]") {
+  Cuda dev;
+  auto const c = Case(4, 16, 32).with_norm();
+  DeviceMatrix<Bf16> x(c.x), weight(c.weight), norm(*c.norm);
+  auto plain = DeviceMatrix<Bf16>::poisoned(4, 16), y = DeviceMatrix<Bf16>::poisoned(4, 16);
+  auto room = DeviceMatrix<Bf16>::poisoned(4, 32);
+  NormedRows<Bf16, Cuda> rows(x, support::as_row(norm), eps, room.view());
+  linear_forward(dev, plain.view(), rows, weight);
+  linear_forward(dev, y.view(), rows, weight, {x.view().data(), {0}});
+  dev.synchronize();
+  CHECK(support::bits(y.stored()) == support::bits(plain.stored()));
+}
+
 TEST_CASE("linear: rows to be normalised, of shapes that do not fit, are named", "[cuda][linear]") {
   Cuda dev;
   auto const c = Case(4, 16, 32).with_norm();

@@ -8,6 +8,7 @@
 #include "emprl/core/arena.hpp"
 #include "emprl/core/device.hpp"
 #include "emprl/core/error.hpp"
+#include "emprl/cuda/language.hpp"
 #include "emprl/cuda/memory.cuh"
 #include "emprl/cuda/products.cuh"
 #include "emprl/cuda/uploads.cuh"
@@ -39,18 +40,22 @@ inline void expect_gpu() {
   cuda_try(status, "looking for a GPU");
 }
 
-/// Whether launches can overlap on this GPU, in a graph as well: from sm_90 and CUDA 12.3 on.
-/// @throws CudaError
+/// Never launched: what CUDA knows of it tells what the program's kernels are made for.
+EMPRL_KERNEL compiled_kernel() {}
+
+/// Whether launches can overlap, in a graph as well: with CUDA 12.3, by code for sm_90 and newer.
+/// The GPU does not tell: one that is newer than the program runs code for sm_80, translated, in
+/// which cuda::wait_for_previous is nothing, and a launch must not begin early then.
+/// @throws CudaError also if there is no code for this GPU
 inline bool can_overlap() {
-  int device = 0, major = 0, driver = 0;
-  cuda_try(cudaGetDevice(&device), "asking for the GPU");
-  cuda_try(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-           "asking for the GPU");
+  int driver = 0;
+  cudaFuncAttributes code{};
+  cuda_try(cudaFuncGetAttributes(&code, compiled_kernel), "looking for code for the GPU");
   cuda_try(cudaDriverGetVersion(&driver), "asking for the version of the CUDA driver");
 #if defined(EMPRL_SYNC_LAUNCHES)
   return false;
 #else
-  return major >= 9 && driver >= 12030 && CUDART_VERSION >= 12030;
+  return code.ptxVersion >= 90 && driver >= 12030 && CUDART_VERSION >= 12030;
 #endif
 }
 

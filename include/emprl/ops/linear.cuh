@@ -138,8 +138,8 @@ inline bool normed_as_few_rows(Cuda& dev, TensorView<Bf16, 2, Cuda> y,
               (bias.empty() || bias.extent(0) == outputs),
           "linear: x must be as wide as the weight and the norm, y as the weight has rows");
   if (y.empty()) return true;
-  return multiplied_as_few_rows(dev, y, x.x(), weight, 1, x.weight(), x.eps(), bias.data(), {},
-                                tail);
+  return multiplied_as_few_rows(dev, y, x.x(), weight, 1, x.weight(), x.eps(), data_or_null(bias),
+                                {}, tail);
 }
 
 }  // namespace detail
