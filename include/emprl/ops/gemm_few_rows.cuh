@@ -91,7 +91,8 @@ EMPRL_KERNEL EMPRL_LAUNCH_BOUNDS(few_rows_threads, Tiles <= 4 ? 2 : 1)
   constexpr int rows = 8 * Tiles;
   constexpr int columns = Tail == FewRowsTail::gated_gelu ? 8 : 16;
   constexpr int chunk = 32;  // k's that a warp multiplies at once: eight of each of four lanes
-  constexpr int together = Tiles <= 4 ? 2 : 1;  // chunks that are loaded at once
+  // Chunks that are loaded at once, as far as registers reach.
+  constexpr int together = Tiles < 4 || (Tiles == 4 && Tail != FewRowsTail::gated_gelu) ? 2 : 1;
   // A row of partial sums; with 4 more, writing pairs and reading columns meet a bank twice at
   // most.
   constexpr int pitch = rows + 4;
