@@ -91,7 +91,8 @@ struct Cuda {
   /// cannot, or by whoever wants to compare.
   bool overlap_launches = true;
 
-  /// @throws CudaError if there is no GPU, or none that the driver can use
+  /// @throws CudaError if there is no GPU, none that the driver can use, or one that the program
+  /// was not compiled for: the first launch may be minutes off
   Cuda() {
 #if defined(__CUDACC__)
     cuda::expect_gpu();

@@ -421,12 +421,6 @@ class CudaEngine final : public DeviceEngine {
   /// was not compiled for
   explicit CudaEngine(cuda::AlgorithmChoice choice = cuda::AlgorithmChoice::timed) {
     dev_.products.choice = choice;
-#if defined(__CUDACC__)
-    // Any kernel: they are all compiled for the same GPUs, and the first launch may be minutes off.
-    cudaFuncAttributes attributes;
-    cuda::cuda_try(cudaFuncGetAttributes(&attributes, optim::detail::adamw_prepare_kernel),
-                   "loading a kernel");
-#endif
   }
 
   Precision precision() const override {
@@ -434,13 +428,9 @@ class CudaEngine final : public DeviceEngine {
   }
 
   /// For tests, which fill new memory with NaN.
-  Cuda& context() {
-    return dev_;
-  }
+  Cuda& context() { return dev_; }
 
-  std::string products() const override {
-    return dev_.products.list();
-  }
+  std::string products() const override { return dev_.products.list(); }
   bool restore_products(std::string_view text) override {
     if (!dev_.products.made_here(text)) return false;
     dev_.products.restore(text);
