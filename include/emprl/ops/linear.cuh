@@ -5,6 +5,7 @@
 // linear_forward and linear_backward themselves are those of ops/linear.hpp.
 
 #include <array>
+#include <concepts>
 #include <cstdint>
 
 #include "emprl/core/half.hpp"
@@ -147,8 +148,9 @@ inline bool normed_as_few_rows(Cuda& dev, TensorView<Bf16, 2, Cuda> y,
 /// y = rms_norm(x) W^T + b. @see ops/linear.hpp. Few rows (Products::few_rows) take one pass.
 /// @throws ShapeError if extents disagree
 /// @throws CudaError
-inline void linear_forward(Cuda& dev, TensorView<Bf16, 2, Cuda> y, NormedRows<Bf16, Cuda>& x,
-                           In<Bf16, 2, Cuda> weight, In<Bf16, 1, Cuda> bias = {}) {
+template <std::same_as<Bf16> T>
+void linear_forward(Cuda& dev, TensorView<T, 2, Cuda> y, NormedRows<T, Cuda>& x,
+                    In<T, 2, Cuda> weight, In<T, 1, Cuda> bias = {}) {
   if (!detail::normed_as_few_rows(dev, y, x, weight, bias, y.extent(1),
                                   detail::FewRowsTail::none)) {
     linear_forward(dev, y, x.rows(dev), weight, bias);
@@ -158,8 +160,9 @@ inline void linear_forward(Cuda& dev, TensorView<Bf16, 2, Cuda> y, NormedRows<Bf
 /// y = max(rms_norm(x) W^T, 0). @see ops/linear.hpp. Few rows take one pass.
 /// @throws ShapeError if extents disagree
 /// @throws CudaError
-inline void linear_relu_forward(Cuda& dev, TensorView<Bf16, 2, Cuda> y, NormedRows<Bf16, Cuda>& x,
-                                In<Bf16, 2, Cuda> weight) {
+template <std::same_as<Bf16> T>
+void linear_relu_forward(Cuda& dev, TensorView<T, 2, Cuda> y, NormedRows<T, Cuda>& x,
+                         In<T, 2, Cuda> weight) {
   if (!detail::normed_as_few_rows(dev, y, x, weight, {}, y.extent(1), detail::FewRowsTail::relu)) {
     linear_relu_forward(dev, y, x.rows(dev), weight);
   }
@@ -169,8 +172,9 @@ inline void linear_relu_forward(Cuda& dev, TensorView<Bf16, 2, Cuda> y, NormedRo
 /// pass.
 /// @throws ShapeError if extents disagree
 /// @throws CudaError
-inline void linear_gated_gelu_forward(Cuda& dev, TensorView<Bf16, 2, Cuda> y,
-                                      NormedRows<Bf16, Cuda>& x, In<Bf16, 2, Cuda> weight) {
+template <std::same_as<Bf16> T>
+void linear_gated_gelu_forward(Cuda& dev, TensorView<T, 2, Cuda> y, NormedRows<T, Cuda>& x,
+                               In<T, 2, Cuda> weight) {
   if (y.extent(1) % 8 != 0 || !detail::normed_as_few_rows(dev, y, x, weight, {}, 2 * y.extent(1),
                                                           detail::FewRowsTail::gated_gelu)) {
     linear_gated_gelu_forward<Bf16, Cuda>(dev, y, x, weight);
