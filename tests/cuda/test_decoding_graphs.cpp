@@ -313,6 +313,14 @@ TEST_CASE("cuda: a graph draws by the weights as they are, and goes where they m
   dev.overlap_launches = !dev.overlap_launches;
   check(graphs, model, from, config());
   CHECK(graphs.captures() == 5);
+  // And products by other algorithms; a list that is refused has none.
+  dev.products.restore(dev.products.list());
+  check(graphs, model, from, config());
+  CHECK(graphs.captures() == 6);
+  CHECK(graphs.kept() == 1);
+  CHECK_THROWS_AS(dev.products.restore("products for another GPU\n"), ConfigError);
+  check(graphs, model, from, config(), 2);
+  CHECK(graphs.captures() == 6);
 }
 
 TEST_CASE("cuda: two models on one context keep graphs of their own", "[cuda][gen][graph]") {

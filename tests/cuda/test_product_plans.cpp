@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -22,11 +23,15 @@ using emprl::cuda::ProductPlans;
 
 namespace {
 
-ProductPlans two_plans() {
-  ProductPlans plans;
+void insert_two(ProductPlans& plans) {
   plans.insert({.m = 6400, .n = 768, .k = 3072, .a_stride = 3072, .alignment = 256},
                {1, 2, 3, 0, 0, 0, 0, std::uint64_t(-1)});
   plans.insert({.m = 1, .b_transposed = 1}, {0xabc});
+}
+
+ProductPlans two_plans() {
+  ProductPlans plans;
+  insert_two(plans);
   return plans;
 }
 
@@ -59,7 +64,29 @@ struct FakeLibrary {
   }
 };
 
+/// Three algorithms, in an order that the shape decides, which also bars one; how long they take is
+/// a matter of chance.
+struct RestlessLibrary {
+  index_t tokens;
+  std::minstd_rand& clock;
+
+  std::vector<ProductAlgorithm> candidates(int most) const {
+    std::vector<ProductAlgorithm> all;
+    for (int i = 0; i < std::min(most, 3); ++i) {
+      all.push_back(algorithm(static_cast<std::uint64_t>((tokens + i) % 3)));
+    }
+    return all;
+  }
+  bool accepts(ProductAlgorithm const& a) const {
+    return a != algorithm(static_cast<std::uint64_t>(tokens % 7));
+  }
+  std::optional<float> milliseconds(ProductAlgorithm const&) {
+    return static_cast<float>(1 + clock() % 100);
+  }
+};
+
 static_assert(emprl::cuda::ProductLibrary<FakeLibrary>);
+static_assert(emprl::cuda::ProductLibrary<RestlessLibrary>);
 
 /// y = x W^T of so many tokens.
 ProductKey of_tokens(index_t tokens) {
@@ -156,6 +183,57 @@ TEST_CASE("product plans: without timing nothing is measured or kept, and a list
   CHECK(plans.choose(of_tokens(1000), AlgorithmChoice::first, library) == algorithm(1));
 }
 
+TEST_CASE("product plans: untimed, a run that goes on takes what one that never stopped takes",
+          "[cuda][gemm]") {
+  // Sixty steps by so many processes, each of which begins with the list of the one before.
+  auto const run = [](AlgorithmChoice how, std::vector<std::uint32_t> const& clocks) {
+    std::vector<ProductAlgorithm> taken;
+    std::string list = ProductPlans().text("here");
+    std::size_t const steps = 60 / clocks.size();
+    for (std::uint32_t const seed : clocks) {
+      ProductPlans plans;
+      plans.restore(list, "here");
+      std::minstd_rand clock(seed);
+      for (std::size_t i = 0; i < steps; ++i) {
+        // New buckets all along, and old ones again.
+        auto const tokens = static_cast<index_t>(100 + 370 * taken.size() % 3001);
+        RestlessLibrary library{tokens, clock};
+        taken.push_back(plans.choose(of_tokens(tokens), how, library));
+      }
+      list = plans.text("here");
+    }
+    if (how == AlgorithmChoice::first) CHECK(list == ProductPlans().text("here"));
+    return taken;
+  };
+  auto const straight = run(AlgorithmChoice::first, {1});
+  CHECK(run(AlgorithmChoice::first, {2}) == straight);
+  CHECK(run(AlgorithmChoice::first, {1, 2}) == straight);
+  CHECK(run(AlgorithmChoice::first, {3, 4, 5}) == straight);
+  // Timed, the second half's new buckets are another process's to try.
+  auto const timed = run(AlgorithmChoice::timed, {1});
+  auto const resumed = run(AlgorithmChoice::timed, {1, 2});
+  CHECK(std::equal(timed.begin(), timed.begin() + 30, resumed.begin()));
+  CHECK(timed != resumed);
+}
+
+TEST_CASE("product plans: what may change a choice made before is told by the revision",
+          "[cuda][gemm]") {
+  ProductPlans plans;
+  FakeLibrary library{.times = {5.0f, 2.0f}};
+  auto const start = plans.revision();
+  plans.choose(of_tokens(1000), AlgorithmChoice::timed, library);
+  plans.choose(of_tokens(3000), AlgorithmChoice::first, library);
+  CHECK_THROWS_AS(plans.restore("something else", "here"), ConfigError);
+  CHECK(plans.revision() == start);
+  plans.insert(emprl::cuda::bucket_of(of_tokens(3000)), algorithm(1));
+  CHECK(plans.choose(of_tokens(3000), AlgorithmChoice::first, library) == algorithm(1));
+  auto const inserted = plans.revision();
+  CHECK(inserted != start);
+  plans.restore(two_plans().text("here"), "here");
+  CHECK(plans.revision() != inserted);
+  CHECK(plans.revision() != start);
+}
+
 TEST_CASE("product plans: of ragged batches without end, every shape keeps its bucket's algorithm",
           "[cuda][gemm]") {
   ProductPlans plans;
@@ -221,7 +299,7 @@ TEST_CASE("product plans: a list of another library or a damaged one changes not
 
 TEST_CASE("product plans: a context lists its algorithms and takes them back", "[cuda][gemm]") {
   emprl::Cuda first, second;
-  first.products.plans = two_plans();
+  insert_two(first.products.plans);
   second.products.restore(first.products.list());
   CHECK(second.products.list() == first.products.list());
   CHECK(second.products.plans.size() == 2);

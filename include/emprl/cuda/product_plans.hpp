@@ -4,8 +4,10 @@
 // Which of cuBLASLt's algorithms multiplies matrices of a shape fastest is found out by trying.
 // Batches are ragged: hardly one has as many tokens as another. So what is found for the first
 // shape of a bucket serves all of them, if it can. And it can be written down and read again, so
-// that a run that goes on elsewhere, or once more, takes the same algorithms and gets the same
-// bits.
+// that a run that goes on elsewhere, or once more, takes the same algorithms for the shapes that it
+// has met. What it meets later is tried then, and by another clock: a run that was stopped may
+// take another algorithm there than one that was not, and round differently. Who wants the same
+// bits has nothing tried (AlgorithmChoice::first).
 //
 // What trying costs: at most eight candidates of four products each, once a bucket. Of a T5 that is
 // some twenty products a bucket of token counts, of which a training run meets about ten: with 50
@@ -68,8 +70,9 @@ inline constexpr std::array product_key_fields = {&ProductKey::m,
                                                   &ProductKey::bias_alignment};
 
 /// How the algorithm for a new bucket of shapes is found: `timed` tries candidates and waits for
-/// the GPU; `first` takes the library's favourite for each shape, which depends on nothing that is
-/// measured.
+/// the GPU; `first` takes the library's favourite for each shape by itself: a function of the
+/// shape, the library and the kind of GPU, of nothing that is measured and of nothing that came
+/// before.
 enum class AlgorithmChoice { timed, first };
 
 /// An extent, rounded up to one of a few: whole numbers up to 8, then four steps between a power of
@@ -107,6 +110,10 @@ concept ProductLibrary = requires(L& l, ProductAlgorithm const& algorithm) {
 /// Algorithms by buckets of shapes.
 class ProductPlans {
  public:
+  ProductPlans() = default;
+  ProductPlans(ProductPlans&&) = default;
+  ProductPlans& operator=(ProductPlans&&) = delete;  // revision() would not tell
+
   /// The algorithm for a product: the bucket's, where there is one and it can serve this shape;
   /// else the library's favourite, or, of a new bucket, the fastest candidate, which the bucket
   /// then has. A shape that was met keeps its algorithm.
@@ -128,9 +135,12 @@ class ProductPlans {
   }
   void insert(ProductKey const& key, ProductAlgorithm const& algorithm) {
     plans_[key] = algorithm;
-    met_.clear();
+    change();
   }
   std::size_t size() const { return plans_.size(); }
+  /// A number that is another after insert and restore, which may change the algorithm of a product
+  /// that was chosen before. Nothing else does.
+  std::uint64_t revision() const { return revision_; }
 
   /// One line that says where they hold, then one line a bucket: the key's numbers and the
   /// algorithm's in hexadecimal.
@@ -194,7 +204,7 @@ class ProductPlans {
       added[key] = algorithm;
     }
     for (auto const& [key, algorithm] : added) plans_[key] = algorithm;
-    met_.clear();
+    change();
   }
 
  private:
@@ -213,6 +223,11 @@ class ProductPlans {
       return static_cast<std::size_t>(h);
     }
   };
+
+  void change() {
+    met_.clear();
+    ++revision_;
+  }
 
   template <class L>
   ProductAlgorithm choose_anew(ProductKey const& shape, AlgorithmChoice how, L& library) {
@@ -254,6 +269,7 @@ class ProductPlans {
 
   std::map<ProductKey, ProductAlgorithm> plans_;                // of buckets
   std::unordered_map<ProductKey, ProductAlgorithm, Hash> met_;  // of shapes; follows from plans_
+  std::uint64_t revision_ = 0;
 };
 
 }  // namespace emprl::cuda

@@ -75,9 +75,8 @@ class OtherScratch {
 /// A graph refers to the model's weights where they lie. It reads what is in them at the replay, so
 /// that an optimiser may have moved them meanwhile. Where anything else has changed that its
 /// launches are made from (M::Bindings: a LoRA attached, a prefix replaced; how dev multiplies,
-/// whether its launches overlap), which is looked at in every call, all graphs go. Algorithms of
-/// products that are read from a list (cuda::Products::restore) take effect in new graphs: clear()
-/// then.
+/// algorithms that were read from a list, cuda::Products::restore, among it; whether its launches
+/// overlap), which is looked at in every call, all graphs go.
 ///
 /// With dev.decoding_graphs off, nothing is captured; the same steps are launched one by one, and
 /// the same tokens come.
@@ -179,8 +178,9 @@ class DecodingGraphs {
   /// All that graphs are made from and that may change between two batches.
   struct Bindings {
     typename M::Bindings model;
-    cuda::Float32Products products;
+    cuda::Float32Products float32;
     index_t few_rows;
+    std::uint64_t algorithms;  // ProductPlans::revision
     bool overlaps;
 
     bool operator==(Bindings const&) const = default;
@@ -189,7 +189,7 @@ class DecodingGraphs {
   /// The memory for a batch, with the graph if there is one; now the last used.
   Kept& kept_for(RaggedView contexts, SamplingConfig const& config) {
     Bindings now{model_.bindings(), dev_.products.float32, dev_.products.few_rows,
-                 dev_.overlap_launches};
+                 dev_.products.plans.revision(), dev_.overlap_launches};
     if (bindings_ != now) {
       clear();
       bindings_ = std::move(now);
