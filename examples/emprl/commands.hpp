@@ -26,6 +26,7 @@ namespace fs = std::filesystem;
 struct Common {
   std::string device = "cpu";
   std::string precision = "float32";  ///< of a model's passes: float32 or, on a GPU, bf16
+  bool deterministic = false;         ///< the same bits every time, on a GPU too
   int threads = 0;                    ///< 0: as many as there are processors
   std::uint64_t seed = 42;
   std::string command_line;  ///< as typed, for reports
@@ -37,8 +38,8 @@ struct Common {
 /// Which devices a command can compute on.
 enum class Devices { cpu, all };
 
-/// Adds --device, --precision (where there is a choice), --threads, --seed (and, for the help,
-/// --config, which main expands before parsing).
+/// Adds --device, --precision (where there is a choice), --deterministic, --threads, --seed (and,
+/// for the help, --config, which main expands before parsing).
 void add_common(CLI::App& command, Common& common, bool with_config_file = true,
                 Devices devices = Devices::all);
 

@@ -44,6 +44,10 @@ void add_common(CLI::App& command, Common& common, bool with_config_file, Device
                     "what passes are computed in: float32, or bf16 on cuda")
         ->check(CLI::IsMember({"float32", "bf16"}));
   }
+  command.add_flag("--deterministic", common.deterministic,
+                   std::string("the same bits every time, also from a run that goes on") +
+                       (cuda ? ": no algorithm is chosen by timing" : "") +
+                       ". On the CPU it is always so, with the same --threads");
   command.add_option("--threads", common.threads, "threads of the CPU; 0: one for each processor")
       ->check(CLI::Range(0, 1024));
   command.add_option("--seed", common.seed, "where random numbers start");

@@ -14,8 +14,10 @@ namespace emprl::program {
 /// Whether this build can compute on a GPU.
 bool has_cuda();
 
-/// The first GPU, as an engine that computes in that format.
+/// The first GPU, as an engine that computes in that format, by fixed algorithms or by those that
+/// are found to be the fastest.
 /// @throws CudaError with what is missing if there is no GPU; ConfigError in a build without CUDA
-std::unique_ptr<train::Engine> open_cuda(train::Precision precision);
+std::unique_ptr<train::Engine> open_cuda(train::Precision precision,
+                                         train::Determinism determinism);
 
 }  // namespace emprl::program

@@ -10,11 +10,16 @@
 
 namespace emprl::program {
 
-bool has_cuda() { return true; }
+bool has_cuda() {
+  return true;
+}
 
-std::unique_ptr<train::Engine> open_cuda(train::Precision precision) {
-  if (precision == train::Precision::bf16) return std::make_unique<train::CudaEngine<Bf16>>();
-  return std::make_unique<train::CudaEngine<float>>();
+std::unique_ptr<train::Engine> open_cuda(train::Precision precision,
+                                         train::Determinism determinism) {
+  if (precision == train::Precision::bf16) {
+    return std::make_unique<train::CudaEngine<Bf16>>(determinism);
+  }
+  return std::make_unique<train::CudaEngine<float>>(determinism);
 }
 
 }  // namespace emprl::program

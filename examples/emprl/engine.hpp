@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Where a command computes: --device and --precision.
+// Where a command computes, and how: --device, --precision and --deterministic.
 
 #include <memory>
 

@@ -13,7 +13,7 @@ bool has_cuda() {
   return false;
 }
 
-std::unique_ptr<train::Engine> open_cuda(train::Precision) {
+std::unique_ptr<train::Engine> open_cuda(train::Precision, train::Determinism) {
   throw ConfigError("--device cuda: this build has no CUDA.");
 }
 

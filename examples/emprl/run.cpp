@@ -114,8 +114,11 @@ void expect_same_run(Common const& common, fs::path const& out) {
         key == "rows-per-pass" || key == "no-shared-pass") {
       continue;
     }
-    // Runs from before there was a choice computed in float32.
-    if (key == "precision" && !before.contains(key) && value == "float32") continue;
+    // Runs from before there was a choice computed in float32, and promised no bits on a GPU.
+    if (!before.contains(key) && ((key == "precision" && value == "float32") ||
+                                  (key == "deterministic" && value == false))) {
+      continue;
+    }
     if (!before.contains(key) || before[key] != value) {
       throw ConfigError(out.string() + " holds a run with another --" + key +
                         "; give the same options to go on with it, or another --out.");
@@ -308,6 +311,7 @@ void run(Common const& common, RunOptions o) {
                   {"threads", common.thread_count()},
                   {"device", common.device},
                   {"precision", common.precision},
+                  {"deterministic", common.deterministic},
                   {"seconds before evaluation", static_cast<std::int64_t>(seconds_now() - begin)}};
   fmt::print("== evaluation\n");
   std::fflush(stdout);

@@ -15,6 +15,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -701,5 +702,91 @@ TEST_CASE("engine: a checkpoint keeps the GPU's choice of algorithms for the run
     auto const third = engine_with(0);
     CHECK(align(*third, false) == 3);
     CHECK(found(*third) == 0);
+  }
+}
+
+TEST_CASE("engine: deterministic, a run that goes on has the bits of one that never stopped",
+          "[cuda][train][ppo][engine]") {
+  namespace test = on_engines;
+  using Catch::Matchers::ContainsSubstring;
+  using train::Determinism;
+  std::vector<data::Pair> const dialogues = test::dialogues();
+  text::EncodedPairs const pairs = test::encoded(test::generator());
+  emprl::test::TemporaryFolder const folder;
+  constexpr index_t never = -1;
+  auto const bits = [](train::Generator<float> const& g) {
+    std::vector<float> all(g.weights.span().begin(), g.weights.span().end());
+    all.insert(all.end(), g.value_head.span().begin(), g.value_head.span().end());
+    return all;
+  };
+  // The weights after four steps; if it is told to stop in one of them, it does so behind it.
+  auto const fit = [&](train::Engine& engine, std::string const& name, index_t stop) {
+    train::Generator<float> g = test::generator();
+    train::SequenceExamples const examples(pairs.rows(),
+                                           [&](std::span<index_t const> rows, std::uint32_t step) {
+                                             if (step == stop) std::raise(SIGINT);
+                                             return text::gather_pairs(pairs, rows);
+                                           },
+                                           {{"made", "by hand"}});
+    train::FitOptions options = test::fit_options(2);
+    options.checkpoint = folder / name;
+    train::fit_sequences(engine, g, examples, pairs, {.dropout = 0.1}, options);
+    return bits(g);
+  };
+  // The same after three steps of PPO.
+  auto const align = [&](train::Engine& engine, std::string const& name, index_t stop) {
+    train::Generator<float> g = test::generator();
+    train::AlignSettings settings = test::align_settings(3);
+    settings.checkpoint = folder / name;
+    train::align(engine, g, test::likes_e, dialogues, settings, nullptr,
+                 [&](rl::PpoStats const& stats) {
+                   if (stats.step == stop) std::raise(SIGINT);
+                 });
+    return bits(g);
+  };
+  auto const stopped = [&](auto const& run, train::Engine& engine, std::string const& name,
+                           index_t stop) {
+    train::InterruptGuard const guard;
+    CHECK_THROWS_AS(run(engine, name, stop), train::Interrupted);
+    train::clear_interrupt();
+  };
+  auto const holds = [&]<class E>(std::type_identity<E>, auto const& run, std::string const& name) {
+    // Every process has an engine of its own.
+    E one(Determinism::on), two(Determinism::on), three(Determinism::on);
+    CHECK(one.context().products.choice == cuda::AlgorithmChoice::first);
+    auto const straight = run(one, name + "_straight", never);
+    stopped(run, two, name + "_stopped", 0);
+    CHECK(run(three, name + "_stopped", never) == straight);
+  };
+  SECTION("of supervised training") {
+    holds(std::type_identity<train::CudaEngine<float>>(), fit, "float");
+    holds(std::type_identity<train::CudaEngine<Bf16>>(), fit, "half");
+  }
+  SECTION("of PPO") {
+    holds(std::type_identity<train::CudaEngine<float>>(), align, "float");
+    holds(std::type_identity<train::CudaEngine<Bf16>>(), align, "half");
+  }
+  SECTION("it is a setting of the run, on either device") {
+    auto const check = [&](auto const& run, std::string const& name) {
+      train::CudaEngine<float> timed, fixed(Determinism::on);
+      train::CpuEngine cpu(2), fixed_cpu(2, Determinism::on);
+      CHECK(timed.context().products.choice == cuda::AlgorithmChoice::timed);
+      stopped(run, fixed, name, 0);
+      CHECK_THROWS_WITH(run(timed, name, never), ContainsSubstring("deterministic is true there"));
+      CHECK_THROWS_WITH(run(cpu, name, never), ContainsSubstring("deterministic is true there"));
+      stopped(run, fixed_cpu, name, 1);
+      CHECK_THROWS_AS(run(cpu, name, never), ConfigError);
+      run(fixed, name, never);
+      stopped(run, cpu, name + "_not", 0);
+      CHECK_THROWS_WITH(run(fixed, name + "_not", never),
+                        ContainsSubstring("deterministic is not recorded there"));
+      CHECK_THROWS_AS(run(fixed_cpu, name + "_not", never), ConfigError);
+      run(timed, name + "_not", never);
+    };
+    check(fit, "fit");
+    check(align, "align");
+    // Nothing was timed, so that there is nothing to keep.
+    CHECK(io::read_file(folder / "fit" / train::products_file) ==
+          "products for the host executor\n");
   }
 }

@@ -442,7 +442,9 @@ std::span<T> trained_numbers(Generator<T> const& generator) {
 template <Scalar T, bool WithValues>
 class HostPpo {
  public:
-  HostPpo(Cpu& dev, Generator<T>& generator, AlignSettings const& settings)
+  /// @param identity  an object: what a run's identity is to have beside the settings
+  HostPpo(Cpu& dev, Generator<T>& generator, AlignSettings const& settings,
+          io::Json identity = io::Json::object())
       : dev_(dev),
         generator_(generator),
         reference_model_(generator.clone()),
@@ -459,7 +461,8 @@ class HostPpo {
         }()),
         reference_(dev, reference_model_, temperature_),
         decoder_(dev, generator),
-        bound_{dev, optimizer_} {}
+        bound_{dev, optimizer_},
+        identity_(std::move(identity)) {}
   HostPpo(HostPpo const&) = delete;
   HostPpo& operator=(HostPpo const&) = delete;
 
@@ -481,7 +484,7 @@ class HostPpo {
   void read_optimizer(std::filesystem::path const& folder) {
     train::read_optimizer(folder, optimizer_);
   }
-  io::Json identity() const { return io::Json::object(); }
+  io::Json identity() const { return identity_; }
   /// PpoConfig::ratio_tolerance where the settings have none; none: the trainer's own.
   static std::optional<double> ratio_tolerance() { return {}; }
 
@@ -526,6 +529,7 @@ class HostPpo {
   T5Reference<T> reference_;
   T5Decoder<T> decoder_;
   BoundOptimizer<T> bound_;
+  io::Json identity_;
 };
 
 /// The loop around a trainer; Strategies is a Composition, Learner as HostPpo.

@@ -15,11 +15,15 @@ namespace emprl::train {
 template <std::same_as<Cpu> D>
 class HostEngine final : public Engine {
  public:
-  explicit HostEngine(int threads) : dev_(threads) {}
+  /// @param determinism  what is said of it in checkpoints, so that runs go on on either device;
+  /// the host's bits are the same in any case
+  explicit HostEngine(int threads, Determinism determinism = Determinism::off)
+      : dev_(threads), determinism_(determinism) {}
 
   Cpu* cpu() override { return &dev_; }
   DeviceEngine* device() override { return nullptr; }
   Precision precision() const override { return Precision::float32; }
+  Determinism determinism() const override { return determinism_; }
 
   std::unique_ptr<EngineT5> load(T5Weights<float, Cpu> const& host) override {
     return std::make_unique<DeviceT5<float, Cpu>>(dev_, borrowed(host));
@@ -38,6 +42,7 @@ class HostEngine final : public Engine {
   }
 
   D dev_;
+  Determinism determinism_;
 };
 
 using CpuEngine = HostEngine<Cpu>;

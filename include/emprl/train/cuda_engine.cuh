@@ -415,16 +415,19 @@ class CudaIdentifierTraining final : public detail::CudaTraining<EngineIdentifie
 template <CudaElement T>
 class CudaEngine final : public DeviceEngine {
  public:
-  /// @param choice  how matrix products find their algorithms: by timing, once for each bucket of
-  /// shapes, or as the library guesses, so that no bit depends on a clock
   /// @throws CudaError if there is no GPU, none that the driver can use, or one that the program
   /// was not compiled for
-  explicit CudaEngine(cuda::AlgorithmChoice choice = cuda::AlgorithmChoice::timed) {
-    dev_.products.choice = choice;
+  explicit CudaEngine(Determinism determinism = Determinism::off) {
+    if (determinism == Determinism::on) dev_.products.choice = cuda::AlgorithmChoice::first;
   }
 
   Precision precision() const override {
     return std::same_as<T, float> ? Precision::float32 : Precision::bf16;
+  }
+
+  Determinism determinism() const override {
+    return dev_.products.choice == cuda::AlgorithmChoice::first ? Determinism::on
+                                                                : Determinism::off;
   }
 
   /// For tests, which fill new memory with NaN.

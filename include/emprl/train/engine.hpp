@@ -53,6 +53,20 @@ inline Precision precision_of(std::string_view name) {
                     "\" is unknown; float32 and bf16 are understood.");
 }
 
+/// Whether the same command must give the same bits again, and a run that was stopped those of one
+/// that never was; on the same machine, by the same build and library.
+///
+/// The host gives them in any case: what it computes is a function of configuration, seed, data and
+/// number of threads. So are the GPU's kernels: they add floats in a fixed order, never atomically,
+/// and how many rows or blocks there are depends on the batch alone. What is left are the products
+/// of cuBLASLt. Of one algorithm they are the same in every run too: it has a workspace of its own
+/// and one stream, and what it splits is put together in a fixed order (ops/gemm.cuh); that is what
+/// NVIDIA promises for GPUs of one kind and one version of the library. But two algorithms round
+/// differently. With `off` a clock decides between them, once a bucket of shapes; a checkpoint
+/// keeps what was found so far, and a bucket that is met later is timed then. With `on` the library
+/// guesses the best for each shape, and no clock is asked; its guess may be slower.
+enum class Determinism { off, on };
+
 /// Rows in one pass of a frozen model over many, where nobody says.
 inline constexpr index_t rows_in_a_pass = 64;
 
@@ -306,6 +320,8 @@ class Engine {
   virtual Cpu* cpu() = 0;
   virtual DeviceEngine* device() = 0;
   virtual Precision precision() const = 0;
+  /// As it was asked for: a setting of a run, which checkpoints keep.
+  virtual Determinism determinism() const = 0;
 
   /// A frozen T5 with the adapter that it has. The host's engine refers to `host`, which outlives
   /// it; a device with a memory of its own has a copy when this returns, `host` may go, and later
@@ -323,8 +339,9 @@ class DeviceEngine : public Engine {
   Cpu* cpu() final { return nullptr; }
   DeviceEngine* device() final { return this; }
 
-  /// By which algorithms it multiplies matrices, as lines of text. They are found by timing, and
-  /// two of them round differently: a run that goes on from a checkpoint takes them from there.
+  /// By which algorithms it multiplies matrices, as lines of text. Where they are found by timing
+  /// (Determinism::off) a run that goes on from a checkpoint takes them from there, for two of them
+  /// round differently; else none is named, and the text says only what they are a function of.
   virtual std::string products() const = 0;
   /// Takes over what products() gave, from now on.
   /// @return false, and nothing changes, if it was of another kind of device or library

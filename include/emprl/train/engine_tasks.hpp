@@ -40,6 +40,24 @@ inline DeviceEngine& training_device(Engine& engine) {
   return *device;
 }
 
+/// What a run's checkpoint says of its engine. Devices are not told apart; formats are, and whether
+/// the same bits are promised. What is not said is float32, and that they are not.
+inline io::Json engine_identity(Engine const& engine) {
+  io::Json identity = io::Json::object();
+  if (engine.precision() == Precision::bf16) identity["precision"] = "bf16";
+  if (engine.determinism() == Determinism::on) identity["deterministic"] = true;
+  return identity;
+}
+
+/// fit of a task on the host, whose checkpoint says what a device's would.
+template <FitTask Task>
+FitResult fit_on_host(Engine const& engine, Cpu& cpu, Task& task, FitOptions const& options,
+                      MetricsLog* log) {
+  options.validate();
+  HostLearner<Task> learner(cpu, task, options.optimizer, engine_identity(engine));
+  return fit(learner, options, log);
+}
+
 /// Writes by which algorithms a device multiplies matrices. @throws IoError naming the file
 inline void write_products(std::filesystem::path const& folder, DeviceEngine const& device) {
   io::write_file_atomically(folder / products_file, device.products());
@@ -92,11 +110,7 @@ class EngineLearner {
     training_.restore(state);
     read_products(folder, device_);
   }
-  /// Devices are not told apart, formats are.
-  io::Json identity() const {
-    if (device_.precision() == Precision::float32) return io::Json::object();
-    return {{"precision", "bf16"}};
-  }
+  io::Json identity() const { return engine_identity(device_); }
 
  private:
   DeviceEngine& device_;
@@ -269,7 +283,7 @@ inline FitResult fit_sequences(Engine& engine, Generator<float>& generator,
                                MetricsLog* log = nullptr) {
   if (Cpu* const cpu = engine.cpu()) {
     SequenceTask<float> task(*cpu, generator, train, valid, options);
-    return train::fit(*cpu, task, fit, log);
+    return detail::fit_on_host(engine, *cpu, task, fit, log);
   }
   expect_adapter_in_training(generator, options.tuning);
   T5TrainingOptions training;
@@ -302,7 +316,7 @@ inline FitResult fit_identifier(Engine& engine, IdentifierModel<float>& identifi
                                 FitOptions const& fit, MetricsLog* log = nullptr) {
   if (Cpu* const cpu = engine.cpu()) {
     IdentifierTask<float> task(*cpu, identifier, train, valid, options);
-    return train::fit(*cpu, task, fit, log);
+    return detail::fit_on_host(engine, *cpu, task, fit, log);
   }
   expects<ConfigError>(train.rows() > 0, "an identifier needs posts to train on.");
   DeviceEngine& device = detail::training_device(engine);
@@ -320,15 +334,18 @@ index_t align(Engine& engine, Generator<float>& generator, Reward& reward,
               std::span<data::Pair const> pairs, AlignSettings const& settings,
               Composition<K, C, A, L> composition, MetricsLog* log = nullptr,
               std::function<void(rl::PpoStats const&)> const& on_step = {}) {
-  if (Cpu* const cpu = engine.cpu()) {
-    return align(*cpu, generator, reward, pairs, settings, std::move(composition), log, on_step);
-  }
   settings.ppo.validate();
   constexpr bool with_values = rl::uses_values<A>;
   if constexpr (with_values) ensure_value_head(generator, settings.seed);
-  detail::EnginePpo learner(detail::training_device(engine), generator, settings, with_values);
-  return detail::run_ppo(learner, generator, reward, pairs, settings, std::move(composition), log,
-                         on_step);
+  auto const run = [&](auto&& learner) {
+    return detail::run_ppo(learner, generator, reward, pairs, settings, std::move(composition), log,
+                           on_step);
+  };
+  if (Cpu* const cpu = engine.cpu()) {
+    return run(detail::HostPpo<float, with_values>(*cpu, generator, settings,
+                                                   detail::engine_identity(engine)));
+  }
+  return run(detail::EnginePpo(detail::training_device(engine), generator, settings, with_values));
 }
 
 /// The same with PPO's own strategies.

@@ -208,8 +208,13 @@ class HostLearner {
  public:
   using Scalar = typename Task::Scalar;
 
-  HostLearner(Cpu& dev, Task& task, optim::AdamWConfig const& optimizer)
-      : dev_(dev), task_(task), optimizer_(optimizer, task.parameters(), task.gradients()) {}
+  /// @param settings  an object: what is to be in identity() beside the task's own
+  HostLearner(Cpu& dev, Task& task, optim::AdamWConfig const& optimizer,
+              io::Json settings = io::Json::object())
+      : dev_(dev),
+        task_(task),
+        optimizer_(optimizer, task.parameters(), task.gradients()),
+        settings_(std::move(settings)) {}
 
   index_t examples() const { return task_.examples(); }
   std::size_t size() const { return task_.parameters().size(); }
@@ -231,7 +236,7 @@ class HostLearner {
     train::read_optimizer(folder, optimizer_);
   }
   io::Json identity() const {
-    io::Json identity = io::Json::object();
+    io::Json identity = settings_;
     if constexpr (requires(Task const& task) { task.identity(); }) {
       identity["task"] = task_.identity();
     }
@@ -242,6 +247,7 @@ class HostLearner {
   Cpu& dev_;
   Task& task_;
   optim::AdamW<Scalar> optimizer_;
+  io::Json settings_;
 };
 
 /// Trains a learner, as fit below. Its optimiser has the settings of options.optimizer.
