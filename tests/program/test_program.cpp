@@ -838,6 +838,86 @@ TEST_CASE("program: align leaves checkpoints that others read, and goes on from 
   CHECK_FALSE(fs::exists(w / "steps/best"));
 }
 
+TEST_CASE("program: --deterministic promises bits, and a run keeps to what it promised",
+          "[program]") {
+  auto const& w = workshop();
+  // A reward that talks nonsense in the third of four steps, and one that does not.
+  auto const reward = [&](std::string const& most) {
+    w.write("nonsense.sh",
+            "n=0\nwhile read -r line; do\n"
+            "  n=$((n + 1))\n"
+            "  [ $n -le " +
+                most +
+                " ] || echo nonsense\n"
+                "  id=$(printf '%s' \"$line\" | sed 's/.*\"id\": *\\([0-9]*\\).*/\\1/')\n"
+                "  score=$(printf %s \"$line\" | tr -cd e | wc -c)\n"
+                "  printf '{\"id\": %s, \"score\": 0.%s}\\n' \"$id\" \"$score\"\n"
+                "done\n");
+  };
+  std::string const align =
+      "align --model model --data data --steps 4 --batch 4 --mini-batch 4 --save-every 1 "
+      "--threads 2 --reward-command 'sh nonsense.sh' --out ";
+  reward("100");
+  REQUIRE(w.run(align + "bits_plain").status == 0);
+  REQUIRE(w.run(align + "bits_straight --deterministic").status == 0);
+  reward("10");
+  REQUIRE(w.run(align + "bits_stopped --deterministic").status == 1);
+  REQUIRE(w.run(align + "bits_not_promised").status == 1);
+  REQUIRE(fs::exists(w / "bits_stopped/checkpoint/step-000002"));
+  reward("100");
+  check_refused(w.run(align + "bits_stopped"), 2,
+                {"step-000002", "deterministic is true there and not set here"});
+  check_refused(w.run(align + "bits_not_promised --deterministic"), 2,
+                {"step-000002", "deterministic is not recorded there and true here"});
+  REQUIRE(w.run(align + "bits_stopped --deterministic").status == 0);
+  for (char const* const file : {"model.safetensors", "value_head.safetensors", "metrics.jsonl"}) {
+    std::string const bytes = read_file(w / "bits_straight" / file);
+    CHECK(read_file(w / "bits_stopped" / file) == bytes);
+    // The CPU gives them in any case.
+    CHECK(read_file(w / "bits_plain" / file) == bytes);
+  }
+  CHECK(read_file(w / "bits_straight/model.safetensors") !=
+        read_file(w / "model/model.safetensors"));
+  auto const resolved = [&](std::string const& folder) {
+    return emprl::io::read_json_file(w / folder / "configuration.json");
+  };
+  CHECK(resolved("bits_straight")["deterministic"] == true);
+  CHECK(resolved("bits_plain")["deterministic"] == false);
+
+  // Every command takes it, from a file too.
+  for (char const* const command :
+       {"run", "tokenizer", "init", "pretrain", "finetune", "identify", "label", "align",
+        "generate", "score", "evaluate", "chat", "merge"}) {
+    INFO(command);
+    CHECK_THAT(w.run(std::string(command) + " --help").out, ContainsSubstring("--deterministic"));
+  }
+  REQUIRE(
+      w.run("tokenizer --config tok/configuration.json --deterministic --out tok_bits").status ==
+      0);
+  CHECK(read_file(w / "tok_bits/spiece.model") == read_file(w / "tok/spiece.model"));
+  CHECK(resolved("tok_bits")["deterministic"] == true);
+  REQUIRE(w.run(generate + "--output bits_a.jsonl").status == 0);
+  w.write("bits.json", R"({"deterministic": true})");
+  REQUIRE(w.run(generate + "--config bits.json --output bits_b.jsonl").status == 0);
+  CHECK(read_file(w / "bits_a.jsonl") == read_file(w / "bits_b.jsonl"));
+
+  // A whole run, which stops at its first stage for want of dialogues.
+  fs::create_directories(w / "no_posts");
+  w.write("no_dialogues/train.jsonl", "");
+  std::string const run =
+      "run --dialogues no_dialogues --empathy-data no_posts --model model --out bits_run ";
+  REQUIRE(w.run(run + "--deterministic").status == 1);
+  CHECK(resolved("bits_run")["deterministic"] == true);
+  check_refused(w.run(run), 2, {"bits_run", "another --deterministic"});
+  CHECK(w.run(run + "--deterministic").status == 1);
+  // A folder from before there was a choice goes on without.
+  Json before = resolved("bits_run");
+  before.erase("deterministic");
+  w.write("bits_run/configuration.json", before.dump());
+  check_refused(w.run(run + "--deterministic"), 2, {"bits_run", "another --deterministic"});
+  CHECK(w.run(run).status == 1);
+}
+
 TEST_CASE("program: finetune --log-batches names the pairs of every step", "[program]") {
   auto const& w = workshop();
   REQUIRE(w.run("finetune --model model --train data/train.jsonl --valid data/train.jsonl --out "

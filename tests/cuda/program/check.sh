@@ -4,6 +4,8 @@
 # * on the CPU both write the same bytes, whatever the command;
 # * --device cuda runs each of the nine commands that compute; where there is no GPU, each ends with
 #   status 1 and one line that says what is missing, and writes nothing;
+# * with --deterministic a command writes the same bytes again, and PPO that was stopped those of PPO
+#   that was not: on the CPU, and on a GPU where there is one;
 # * --help names the device, and what does not go together is wrong usage.
 #
 #   check.sh --with EMPRL --without EMPRL --corpus EMPRL-CORPUS --work DIR
@@ -75,6 +77,22 @@ command() {
 }
 commands="finetune identify label align generate score evaluate chat run"
 
+# keep NAME FOLDER: what a command has written goes to FOLDER, but for seconds and dates, which are
+# nobody's promise.
+keep() {
+  [ "$1" != chat ] || cp out here/chat.txt
+  rm -f here/run/stages.json
+  find here -name 'events.*' -exec rm {} +
+  find here -path 'here/run/report.*' \
+    -exec sed -i 's/\(seconds before evaluation[^0-9]*\)[0-9]*/\1/' {} +
+  find here \( -name '*.json' -o -name '*.jsonl' \) \
+    -exec sed -i -E 's/("(seconds|tokens_per_second)": ?)[0-9.e+-]+/\1/' {} +
+  mkdir -p "$2"
+  [ -z "$(ls -A here)" ] || cp -R here/. "$2"
+  rm -rf here
+  mkdir here
+}
+
 rm -rf "$work"
 mkdir -p "$work/base" "$work/here"
 cd "$work"
@@ -101,19 +119,11 @@ all() {
       show err
       exit 1
     }
-    [ "$name" != chat ] || cp out here/chat.txt
     # What the later commands read.
     [ "$1" != without ] || [ ! -e "here/$name" ] || cp -R "here/$name" base/
     [ "$1" != without ] || [ ! -e "here/$name.jsonl" ] || cp "here/$name.jsonl" base/
+    keep "$name" "$1"
   done
-  # Seconds and dates are nobody's promise.
-  rm here/run/stages.json
-  find here -name 'events.*' -exec rm {} +
-  sed -i 's/\(seconds before evaluation[^0-9]*\)[0-9]*/\1/' here/run/report.json here/run/report.html
-  find here \( -name '*.json' -o -name '*.jsonl' \) \
-    -exec sed -i -E 's/("(seconds|tokens_per_second)": ?)[0-9.e+-]+/\1/' {} +
-  mv here "$1"
-  mkdir here
 }
 program=$without
 all without
@@ -123,24 +133,73 @@ diff -r without with >different ||
   failed "on the CPU both programs write the same: $(cut -c1-200 different | head -n 20)"
 [ "$(find with -name '*.safetensors' | wc -l)" -ge 10 ] || failed "models were written"
 
+# A reward that counts letters, and talks nonsense behind so many responses. Its command is part of
+# a run, what the command does is not.
+cat >reward.sh <<'EOF'
+read -r most <most.txt
+n=0
+while read -r line; do
+  n=$((n + 1))
+  [ $n -le "$most" ] || echo nonsense
+  id=$(printf %s "$line" | sed 's/.*"id": *\([0-9]*\).*/\1/')
+  printf '{"id": %s, "score": 0.%s}\n' "$id" "$(printf %s "$line" | tr -cd e | wc -c)"
+done
+EOF
+# aligned STATUS MOST OPTION...: PPO of four steps, 4, 2, 4 and 2 responses, with that reward.
+aligned() {
+  expected=$1
+  echo "$2" >most.txt
+  shift 2
+  status=0
+  "$program" align --model base/finetune --data base/label.jsonl --steps 4 --batch 4 \
+    --mini-batch 4 --save-every 1 --reward-command 'sh reward.sh' --out here/align "$@" \
+    >out 2>err || status=$?
+  [ "$status" -eq "$expected" ] || {
+    failed "align $*: status $expected, not $status"
+    show err
+  }
+}
+# goes_on OPTION...: a run that broke off in its third step goes on to the bytes of one that did not.
+goes_on() {
+  aligned 0 12 "$@"
+  keep align straight
+  aligned 1 8 "$@"
+  aligned 0 12 "$@"
+  keep align resumed
+  diff -r straight resumed >different ||
+    failed "align $* goes on to the same bytes: $(cut -c1-200 different | head -n 20)"
+  rm -rf straight resumed
+}
+goes_on --deterministic
+
 # ---- the GPU
 
 gpu=no
 if nvidia-smi -L 2>/dev/null | grep -q 'GPU '; then gpu=yes; fi
 for name in $commands; do
-  for precision in float32 bf16; do
-    command "$name" --device cuda --precision $precision
+  for options in "--precision float32" "--precision bf16" "--precision bf16 --deterministic"; do
+    # shellcheck disable=SC2086  # several words
+    command "$name" --device cuda $options
     if [ $gpu = yes ]; then
       [ "$status" -eq 0 ] || {
-        failed "$name on a GPU in $precision ended with $status"
+        failed "$name on a GPU, $options, ended with $status"
         show err
       }
-      rm -rf here
-      mkdir here
+      keep "$name" once
+      case $options in
+        *--deterministic)
+          # shellcheck disable=SC2086
+          command "$name" --device cuda $options
+          keep "$name" twice
+          diff -r once twice >different ||
+            failed "$name on a GPU, $options, twice: $(cut -c1-200 different | head -n 20)"
+          ;;
+      esac
+      rm -rf once twice
       continue
     fi
     before=$failures
-    claim="$name without a GPU in $precision"
+    claim="$name without a GPU, $options"
     [ "$status" -eq 1 ] || failed "$claim: status 1, not $status"
     [ "$(wc -l <err)" -eq 1 ] || failed "$claim: one line"
     grep -q -x 'emprl: error: --device cuda: .*; --device cpu needs no GPU\.' err ||
@@ -151,6 +210,10 @@ for name in $commands; do
   done
 done
 [ $gpu = yes ] || sed "s/^/without a GPU: /" err
+if [ $gpu = yes ]; then
+  goes_on --device cuda --deterministic
+  goes_on --device cuda --precision bf16 --deterministic
+fi
 
 # ---- usage
 
@@ -171,6 +234,7 @@ for name in $commands; do
   program=$with
   "$program" "$name" --help >out || failed "$name --help"
   grep -q 'cpu or cuda' out || failed "$name --help names the device"
+  grep -q -e '--deterministic .*the same bits' out || failed "$name --help promises bits"
   refused "$name" 'the CPU computes in float32' --precision bf16
   refused "$name" 'fp8' --device cuda --precision fp8
   refused "$name" 'use cpu or cuda' --device tpu
