@@ -57,14 +57,15 @@ inline Precision precision_of(std::string_view name) {
 /// that never was; on the same machine, by the same build and library.
 ///
 /// The host gives them in any case: what it computes is a function of configuration, seed, data and
-/// number of threads. So are the GPU's kernels: they add floats in a fixed order, never atomically,
-/// and how many rows or blocks there are depends on the batch alone. What is left are the products
-/// of cuBLASLt. Of one algorithm they are the same in every run too: it has a workspace of its own
-/// and one stream, and what it splits is put together in a fixed order (ops/gemm.cuh); that is what
-/// NVIDIA promises for GPUs of one kind and one version of the library. But two algorithms round
-/// differently. With `off` a clock decides between them, once a bucket of shapes; a checkpoint
-/// keeps what was found so far, and a bucket that is met later is timed then. With `on` the library
-/// guesses the best for each shape, and no clock is asked; its guess may be slower.
+/// number of threads. So do the GPU's kernels: they add floats in a fixed order, never atomically,
+/// and which kernel runs, over how many blocks, depends on the batch alone, not on the memory that
+/// is free or on what was decoded before. What is left are the products of cuBLASLt. By one
+/// algorithm they too are the same in every run: it has one stream and a workspace of its own, and
+/// a sum that it splits is put together in a fixed order (ops/gemm.cuh); cuBLAS promises as much
+/// for one of its versions on GPUs of one kind. But two algorithms round differently. With `off` a
+/// clock decides between them, once a bucket of shapes; a checkpoint keeps what was found so far,
+/// and a bucket that is met later is timed then. With `on` each shape is taken by the algorithm
+/// that the library thinks best, and no clock is asked; that one may be slower.
 enum class Determinism { off, on };
 
 /// Rows in one pass of a frozen model over many, where nobody says.

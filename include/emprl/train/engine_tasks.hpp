@@ -5,7 +5,9 @@
 // identifier_task.hpp and align.hpp, elsewhere by the device. Folders, checkpoints and logs are the
 // same; a run that began on one device goes on from its checkpoint on another, within the number
 // format. A device adds one file to its checkpoints, by which algorithms it multiplied matrices
-// (products_file): going on there, those are taken and not timed again.
+// (products_file): going on there, those are taken and not timed again. Shapes that a run meets
+// later are timed when it meets them, so that on such a device a run goes on bit for bit only where
+// that was asked for (Determinism::on); on the host it always does.
 
 #include <cmath>
 #include <cstdint>
@@ -76,8 +78,11 @@ inline void read_products(std::filesystem::path const& folder, DeviceEngine& dev
   }
   standard_error_output().write(
       path.string() +
-      " is of another kind of GPU or another version of its library and is set aside: the "
-      "algorithms of matrix products are chosen anew.\n");
+      " is of another kind of GPU or another version of its library and is set "
+      "aside: " +
+      (device.determinism() == Determinism::on
+           ? "from here on the bits are those of this one.\n"
+           : "the algorithms of matrix products are chosen anew.\n"));
 }
 
 /// The optimiser's half of a FitLearner on a device.

@@ -180,7 +180,7 @@ inline std::string short_number(double x) {
 ///   l.parameters(), set_parameters(x)     their values, on the host
 ///   l.zero_gradients(), l.step(rate)      of the optimiser; the second returns the gradients' norm
 ///   l.write_optimizer(folder), l.read_optimizer(folder)    its state beside a checkpoint, and what
-///                                         else its device needs to go on with the same bits
+///                                         else its device needs to go on as it began
 ///   l.identity()                          what its arithmetic depends on besides the options
 /// It may count its tokens (CountsTokens).
 template <class L>
