@@ -801,21 +801,31 @@ TEST_CASE("program: label writes levels and, if asked, the probabilities that ma
   }
 }
 
+namespace {
+
+/// A reward program for the shell, which gives each line a score and from line `most` + 1 on talks
+/// nonsense.
+/// @param score  a word of the shell's, of $line
+void write_reward(Workshop const& w, std::string const& name, std::string const& most,
+                  std::string const& score) {
+  w.write(name,
+          "n=0\nwhile read -r line; do\n"
+          "  n=$((n + 1))\n"
+          "  [ $n -le " +
+              most +
+              " ] || echo nonsense\n"
+              "  id=$(printf '%s' \"$line\" | sed 's/.*\"id\": *\\([0-9]*\\).*/\\1/')\n"
+              "  printf '{\"id\": %s, \"score\": %s}\\n' \"$id\" \"" +
+              score + "\"\ndone\n");
+}
+
+}  // namespace
+
 TEST_CASE("program: align leaves checkpoints that others read, and goes on from the newest",
           "[program]") {
   auto const& w = workshop();
   // Every batch is four lines; the first reward talks nonsense in the third step.
-  auto const reward = [&](std::string const& most) {
-    w.write("counted.sh",
-            "n=0\nwhile read -r line; do\n"
-            "  n=$((n + 1))\n"
-            "  [ $n -le " +
-                most +
-                " ] || echo nonsense\n"
-                "  id=$(printf '%s' \"$line\" | sed 's/.*\"id\": *\\([0-9]*\\).*/\\1/')\n"
-                "  printf '{\"id\": %s, \"score\": 0.25}\\n' \"$id\"\n"
-                "done\n");
-  };
+  auto const reward = [&](std::string const& most) { write_reward(w, "counted.sh", most, "0.25"); };
   std::string const align =
       "align --model model --data data --steps 4 --batch 4 --mini-batch 4 --save-every 1 "
       "--reward-command 'sh counted.sh' --out steps ";
@@ -843,16 +853,7 @@ TEST_CASE("program: --deterministic promises bits, and a run keeps to what it pr
   auto const& w = workshop();
   // A reward that talks nonsense in the third of four steps, and one that does not.
   auto const reward = [&](std::string const& most) {
-    w.write("nonsense.sh",
-            "n=0\nwhile read -r line; do\n"
-            "  n=$((n + 1))\n"
-            "  [ $n -le " +
-                most +
-                " ] || echo nonsense\n"
-                "  id=$(printf '%s' \"$line\" | sed 's/.*\"id\": *\\([0-9]*\\).*/\\1/')\n"
-                "  score=$(printf %s \"$line\" | tr -cd e | wc -c)\n"
-                "  printf '{\"id\": %s, \"score\": 0.%s}\\n' \"$id\" \"$score\"\n"
-                "done\n");
+    write_reward(w, "nonsense.sh", most, "0.$(printf %s \"$line\" | tr -cd e | wc -c)");
   };
   std::string const align =
       "align --model model --data data --steps 4 --batch 4 --mini-batch 4 --save-every 1 "
