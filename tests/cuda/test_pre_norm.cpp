@@ -49,9 +49,7 @@ void run(D& dev, double dropout, TensorView<T, 2, D> x, TensorView<T, 1, D> weig
   DropoutSites sites(dropout, 7, 1);
   layer.forward(dev, {weight}, x, y, context, sites, add_half);
   layer.backward(dev, {weight}, {dweight}, dx, context, half);
-  layer.inference(dev, {weight}, x, [&](auto& n, auto residual, auto out) {
-    add_half(n.rows(dev), residual, out);
-  });
+  layer.inference(dev, {weight}, x, add_half);
 }
 
 template <class T>

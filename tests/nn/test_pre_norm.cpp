@@ -32,8 +32,8 @@ TEMPLATE_TEST_CASE("nn::PreNorm: keeps the layer contract around a linear layer"
   test.parameters = memory.list();
   test.inference = [&](Cpu& dev, auto const& batch, TensorView<T, 2, Cpu> y) {
     emprl::copy<T>(dev, y, batch.x);
-    norm.inference(dev, p, y, [&](auto& n, auto residual, auto out) {
-      inner.inference(dev, inner_p, n.rows(dev), out, residual);
+    norm.inference(dev, p, y, [&](auto n, auto residual, auto out) {
+      inner.inference(dev, inner_p, n, out, residual);
     });
   };
   test.forward = [&](Cpu& dev, auto const& batch, TensorView<T, 2, Cpu> y, auto& sites) {

@@ -123,6 +123,13 @@ class TensorView {
   std::array<index_t, Rank> strides_{};
 };
 
+/// The elements of a view that may be left out, for a kernel: null if it is empty, for an empty
+/// view may point anywhere (an arena's does point into its memory).
+template <class T, int Rank, class D>
+T* data_or_null(TensorView<T, Rank, D> const& x) {
+  return x.empty() ? nullptr : x.data();
+}
+
 /// "(3, 128)": the extents of a view, for messages.
 template <class T, int Rank, class D>
 std::string shape_string(TensorView<T, Rank, D> const& x) {

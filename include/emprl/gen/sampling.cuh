@@ -26,7 +26,6 @@
 #include "emprl/cuda/context.cuh"
 #include "emprl/cuda/row.hpp"
 #include "emprl/gen/sampling.hpp"
-#include "emprl/ops/view.hpp"
 
 namespace emprl::gen {
 

@@ -111,9 +111,7 @@ class SelfAttention {
     lora_.inference(dev, p.lora_o, mixed, y);
   }
 
-  /// @param x (N, C), rows, or rows to be normalised
-  template <class X>
-  void inference(D& dev, Params const& p, SelfAttentionInputs<T, D> const& inputs, X&& x,
+  void inference(D& dev, Params const& p, SelfAttentionInputs<T, D> const& inputs, In<T, 2, D> x,
                  TensorView<T, 2, D> y, In<T, 2, D> residual = {}) const {
     ArenaScope scope(dev.scratch);
     auto qkv = dev.scratch.template allocate<T, 2>({y.extent(0), 3 * p.q.extent(0)});
@@ -237,9 +235,7 @@ class CrossAttention {
     lora_.inference(dev, p.lora_o, mixed, y);
   }
 
-  /// @param x (Nq, C), rows, or rows to be normalised
-  template <class X>
-  void inference(D& dev, Params const& p, CrossAttentionInputs<T, D> const& inputs, X&& x,
+  void inference(D& dev, Params const& p, CrossAttentionInputs<T, D> const& inputs, In<T, 2, D> x,
                  TensorView<T, 2, D> y, In<T, 2, D> residual = {}) const {
     ArenaScope scope(dev.scratch);
     index_t const width = p.q.extent(0);

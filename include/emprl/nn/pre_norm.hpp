@@ -15,8 +15,6 @@ namespace emprl::nn {
 /// The residual branch around a sub-layer that its caller supplies as a function of (normalised
 /// input, residual, output), output = residual + f(normalised input): the last product of a
 /// sub-layer adds as it writes. The residual may be the output itself, or empty, which is nothing.
-/// For inference the normalised input is a NormedRows, which the sub-layer's first product may take
-/// as it is.
 template <Element T, Device D>
 class PreNorm {
  public:
@@ -35,9 +33,18 @@ class PreNorm {
 
   explicit PreNorm(double eps) : eps_(eps) {}
 
-  /// x += f(rms_norm(x)), in place.
+  /// x += f(rms_norm(x)), in place: the bits of forward without dropout.
   template <class F>
   void inference(D& dev, Params const& p, TensorView<T, 2, D> x, F&& f) const {
+    step(dev, p, x, [&](auto& normed, In<T, 2, D> added, TensorView<T, 2, D> out) {
+      f(normed.rows(dev), added, out);
+    });
+  }
+
+  /// The same for the few rows of a decoded token: f gets its input as NormedRows, which the
+  /// sub-layer's first product may take as they are, in one pass for two and with other roundings.
+  template <class F>
+  void step(D& dev, Params const& p, TensorView<T, 2, D> x, F&& f) const {
     ArenaScope scope(dev.scratch);
     NormedRows<T, D> normed(x, p.weight, eps_, dev.scratch.template allocate<T, 2>(x.extents()));
     f(normed, In<T, 2, D>(x), x);

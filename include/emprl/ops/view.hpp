@@ -21,13 +21,6 @@ using Out = TensorView<T, Rank, D>;
 template <class T, int Rank, class D>
 using OptionalOut = std::type_identity_t<TensorView<T, Rank, D>>;
 
-/// The elements of a view that may be left out, for a kernel: null if it is empty, for an empty
-/// view may point anywhere (an arena's does point into its memory).
-template <class T, int Rank, class D>
-T* data_or_null(TensorView<T, Rank, D> const& x) {
-  return x.empty() ? nullptr : x.data();
-}
-
 /// What a backward pass does to a gradient of activations that several consumers share.
 enum class Write { overwrite, accumulate };
 

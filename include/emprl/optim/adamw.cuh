@@ -16,7 +16,6 @@
 #include <vector>
 
 #include "emprl/core/half.hpp"
-#include "emprl/ops/view.hpp"
 #include "emprl/optim/adamw.hpp"
 #include "emprl/optim/gradient_norm.cuh"
 

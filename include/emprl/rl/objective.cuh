@@ -24,7 +24,6 @@
 #include "emprl/cuda/reduce.hpp"
 #include "emprl/cuda/shared.hpp"
 #include "emprl/math/dual.hpp"
-#include "emprl/ops/view.hpp"
 #include "emprl/rl/objective.hpp"
 
 namespace emprl::rl {

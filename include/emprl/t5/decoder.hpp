@@ -54,16 +54,16 @@ class Decoder {
     for (std::size_t i = 0; i < p.decoder.blocks.size(); ++i) {
       BlockParams<T, D> const& block = p.decoder.blocks[i];
       auto const layer = static_cast<index_t>(i);
-      norm_.inference(dev, block.self_norm, x, [&](auto& n, auto added, auto out) {
+      norm_.inference(dev, block.self_norm, x, [&](auto n, auto added, auto out) {
         self_attention_.inference(dev, block.self_attention,
                                   self_inputs(tokens, bias, prefixes, layer), n, out, added);
       });
-      norm_.inference(dev, block.cross_norm, x, [&](auto& n, auto added, auto out) {
+      norm_.inference(dev, block.cross_norm, x, [&](auto n, auto added, auto out) {
         cross_attention_.inference(dev, block.cross_attention,
                                    cross_inputs(tokens, memory, source, prefixes, layer), n, out,
                                    added);
       });
-      norm_.inference(dev, block.feed_forward_norm, x, [&](auto& n, auto added, auto out) {
+      norm_.inference(dev, block.feed_forward_norm, x, [&](auto n, auto added, auto out) {
         feed_forward_.inference(dev, block.feed_forward, n, out, added);
       });
     }
@@ -305,7 +305,7 @@ class Decoder {
       auto const layer = static_cast<index_t>(i);
       auto const self = self_keys[i].view();
       auto const memory = memory_keys[i].view();
-      norm_.inference(dev, block.self_norm, x, [&](auto& n, auto added, auto out) {
+      norm_.step(dev, block.self_norm, x, [&](auto& n, auto added, auto out) {
         ArenaScope inner_scope(dev.scratch);
         auto const& attention = block.self_attention;
         auto qkv = dev.scratch.template allocate<T, 2>({active, 3 * inner});
@@ -319,7 +319,7 @@ class Decoder {
                                 prefix.key, prefix.value, at.columns);
         self_attention_.project_out(dev, attention, mixed, out, added);
       });
-      norm_.inference(dev, block.cross_norm, x, [&](auto& n, auto added, auto out) {
+      norm_.step(dev, block.cross_norm, x, [&](auto& n, auto added, auto out) {
         ArenaScope inner_scope(dev.scratch);
         auto const& attention = block.cross_attention;
         auto q = dev.scratch.template allocate<T, 2>({active, inner});
@@ -331,7 +331,7 @@ class Decoder {
         attention_decode(dev, mixed, q, keys, config_.num_heads, {}, prefix.key, prefix.value);
         cross_attention_.project_out(dev, attention, mixed, out, added);
       });
-      norm_.inference(dev, block.feed_forward_norm, x, [&](auto& n, auto added, auto out) {
+      norm_.step(dev, block.feed_forward_norm, x, [&](auto& n, auto added, auto out) {
         feed_forward_.inference(dev, block.feed_forward, n, out, added);
       });
     }

@@ -101,10 +101,10 @@ class Encoder {
     for (std::size_t i = 0; i < p.encoder.blocks.size(); ++i) {
       BlockParams<T, D> const& block = p.encoder.blocks[i];
       auto const inputs = attention_inputs(tokens, bias, prefixes, static_cast<index_t>(i));
-      norm_.inference(dev, block.self_norm, x, [&](auto& n, auto added, auto out) {
+      norm_.inference(dev, block.self_norm, x, [&](auto n, auto added, auto out) {
         attention_.inference(dev, block.self_attention, inputs, n, out, added);
       });
-      norm_.inference(dev, block.feed_forward_norm, x, [&](auto& n, auto added, auto out) {
+      norm_.inference(dev, block.feed_forward_norm, x, [&](auto n, auto added, auto out) {
         feed_forward_.inference(dev, block.feed_forward, n, out, added);
       });
     }
