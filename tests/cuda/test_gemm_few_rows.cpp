@@ -271,7 +271,8 @@ TEST_CASE("linear: rows to be normalised, of shapes that do not fit, are named",
 TEST_CASE("gemm_few_rows: a chain of launches that overlap gives the bits of one after the other",
           "[cuda][gemm][few_rows]") {
   Cuda dev;
-  // Each product reads what the one in front wrote, normalised, so that sizes stay as they are.
+  // Each product reads what the one in front wrote, normalised, so that sizes stay as they are. The
+  // executor sees whether all threads wait; that they read nothing too early, only a GPU shows.
   index_t const width = 64, rows = 32;
   int const length = 30;
   auto const weight = random_in_format<Bf16>(width, width, 1);

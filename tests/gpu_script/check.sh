@@ -39,21 +39,26 @@ pretend() {
   { printf '#!/bin/sh\n' && cat; } >"$1"
   chmod +x "$1"
 }
+# pretend_kernels JSON LINE: a bench_kernels that writes both, the line as printf has it.
+pretend_kernels() {
+  pretend "$work/programs/bench_kernels" <<EOF
+while [ \$# -gt 1 ]; do
+  case \$1 in
+    --json) echo '$1' >"\$2" ;;
+    --tsv) printf '$2\n' >"\$2" ;;
+  esac
+  shift
+done
+EOF
+}
 pretend "$work/bin/nvidia-smi" <<'EOF'
 exit 9
 EOF
 pretend "$work/programs/emprl_tests_cuda" <<'EOF'
 echo 'All tests passed'
 EOF
-pretend "$work/programs/bench_kernels" <<'EOF'
-while [ $# -gt 1 ]; do
-  case $1 in
-    --json) echo '{"kernels": [1, 2]}' >"$2" ;;
-    --tsv) printf 'rms_norm\tbf16\t4 x 512\temprl\t2\t1\t3\t100\t0\t0.5\n' >"$2" ;;
-  esac
-  shift
-done
-EOF
+pretend_kernels '{"kernels": [1, 2]}' \
+  'rms_norm\tbf16\t4 x 512\temprl\t2\t1\t3\t100\t0\t0.5'
 
 # ---- the steps
 
@@ -144,15 +149,8 @@ ended 0 "a run without the program"
 holds "parts;program;ended" "left out: there is no emprl with --device cuda"
 
 # Rivals that are not there or are cut short, and the marks of those that are.
-pretend "$work/programs/bench_kernels" <<'EOF'
-while [ $# -gt 1 ]; do
-  case $1 in
-    --json) echo '{}' >"$2" ;;
-    --tsv) printf 'ppo_iteration\tBf16\t32 x 200/30, 4 epochs of mini-batches of 8\temprl\t90\t90\t90\t0\t0\t0\n' >"$2" ;;
-  esac
-  shift
-done
-EOF
+pretend_kernels '{}' \
+  'ppo_iteration\tBf16\t32 x 200/30, 4 epochs of mini-batches of 8\temprl\t90\t90\t90\t0\t0\t0'
 pretend "$work/bin/python3" <<'EOF'
 json= tsv= script=$2
 while [ $# -gt 1 ]; do

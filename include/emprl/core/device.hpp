@@ -34,9 +34,9 @@ concept Device = requires(D& dev) {
 
 static_assert(Device<Cpu>);
 
-/// While it lives, work is ordered on a device that only reads what the caller's own work wrote
-/// last, or parameters that none of it writes: a device whose launches may overlap then begins to
-/// read parameters for the next one while the last one runs. On the host it means nothing.
+/// While it lives, the caller orders work that writes no parameter. So a device whose launches may
+/// overlap can read the parameters of one while the one in front still runs. On the host it means
+/// nothing.
 template <class D>
 class LaunchChain {
  public:

@@ -379,9 +379,9 @@ inline bool multiplied_as_few_rows(Cuda& dev, TensorView<Bf16, 2, Cuda> y, In<Bf
   FewRowsProduct const p{.y = y.data(),
                          .x = x.data(),
                          .weight = weight.data(),
-                         .norm = norm.data(),
+                         .norm = data_or_null(norm),
                          .bias = bias,
-                         .added = added.data(),
+                         .added = data_or_null(added),
                          .y_pitch = y.stride(0),
                          .x_pitch = x.stride(0),
                          .weight_pitch = weight.stride(0),
@@ -451,7 +451,7 @@ void gemm(Cuda& dev, Trans ta, Trans tb, float alpha, In<Bf16, 2, Cuda> a, In<Bf
       dev, {.ta = ta, .tb = tb, .alpha = alpha, .beta = beta, .a = a, .b = b, .c = c});
 }
 
-/// c[i,j] = (alpha op(a) op(b))[i,j] + added[i,j] + bias[j], in one pass and with one rounding.
+/// c[i,j] = (alpha op(a) op(b))[i,j] + added[i,j] + bias[j], in one call and with one rounding.
 /// @param c (M, N), written      @param bias (N), empty for none
 /// @param added (M, N), empty for none; may be c
 /// @throws ShapeError if the extents disagree
@@ -474,7 +474,7 @@ void gemm_add(Cuda& dev, Trans ta, Trans tb, float alpha, In<T, 2, Cuda> a, In<T
             .bias = data_or_null(bias)});
 }
 
-/// c[i,j] = max((alpha op(a) op(b))[i,j] + bias[j], 0), in one pass; mask says which are positive.
+/// c[i,j] = max((alpha op(a) op(b))[i,j] + bias[j], 0), in one call; mask says which are positive.
 /// @param c (M, N), written      @param bias (N), empty for none
 /// @param mask  of relu_mask_extents(M, N), written, for gemm_relu_backward alone to read: the
 /// order of its bits is cuBLASLt's; empty if not needed

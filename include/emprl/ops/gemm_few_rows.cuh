@@ -42,8 +42,8 @@ enum class FewRowsTail { none, relu, gated_gelu };
 struct FewRowsProduct {
   Bf16* y = nullptr;        // (m, n)
   Bf16 const* x = nullptr;  // (m, k)
-  Bf16 const* weight =
-      nullptr;                  // (n, k); of gated_gelu (2 n, k), the gates' rows behind the others
+  /// (n, k); of gated_gelu (2 n, k), the linear part's rows behind the others.
+  Bf16 const* weight = nullptr;
   Bf16 const* norm = nullptr;   // (k), the weight of RMSNorm; null for none
   Bf16 const* bias = nullptr;   // (n), null for none
   Bf16 const* added = nullptr;  // (m, n), may be y; null for none
